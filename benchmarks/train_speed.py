@@ -1,0 +1,179 @@
+"""How fast training is, against the blog's loop and a bare loop measured in the same run.
+
+    python benchmarks/train_speed.py            # real MNIST, about ten minutes, one table
+    python benchmarks/train_speed.py --repeats 1
+
+Everything is interleaved, and every figure is a median; a ratio is the median of the ratios within a round,
+so that a machine whose speed drifts does not spoil it. "Ours" has TensorBoard, checkpoints, validation and
+the progress bar on.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss, one_hot
+from torch.utils.data import DataLoader, Subset
+
+from mnist_lit import cli
+from mnist_lit.build import Experiment, build
+from mnist_lit.data import sources
+from mnist_lit.train import quiet
+
+NUM_TRAIN = 55_000  # what 5,000 validation images leave
+BATCH_SIZE = 512
+NUM_EPOCHS = 3
+
+
+def experiment(*overrides: str) -> Experiment:
+    cli.register_resolvers()
+    with initialize_config_dir(str(cli.CONF_DIR), version_base="1.3"):
+        cfg = compose("train", [f"run_dir={tempfile.mkdtemp()}", "callbacks.progress.always=true", *overrides])
+    return build(cfg)
+
+
+def ours(*overrides: str) -> float:
+    """Seconds from the first batch to the end of the last epoch: what `result.json` calls `fit_seconds`."""
+    made = experiment("~callbacks.pictures", *overrides)
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere), quiet():
+        made.trainer.fit(made.module, datamodule=made.datamodule)
+    return made.timer.time_elapsed("train")
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+def bare(images: Tensor, labels: Tensor) -> float:
+    """Seconds of the least a loop can do with the data in memory: normalised floats, randperm, index, step."""
+    images = (images.float() / 255 - 0.1307) / 0.3081
+    targets = one_hot(labels, 10).float()
+    net = network()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
+    started = time.perf_counter()
+    for _ in range(NUM_EPOCHS):
+        for batch in torch.randperm(len(images)).split(BATCH_SIZE):
+            loss = mse_loss(net(images[batch]), targets[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return time.perf_counter() - started
+
+
+def blog(root: Path) -> float:
+    """Seconds of the blog's loop: torchvision's data set, transforms per image, DataLoader."""
+    from torchvision import datasets, transforms
+
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
+    loader = DataLoader(Subset(datasets.MNIST(root, transform=transform), range(NUM_TRAIN)), BATCH_SIZE, shuffle=True)
+    net = network()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
+    started = time.perf_counter()
+    for _ in range(NUM_EPOCHS):
+        for images, labels in loader:
+            loss = mse_loss(net(images), one_hot(labels, 10).float())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return time.perf_counter() - started
+
+
+def process(*command: str) -> tuple[float, float]:
+    """Return wall seconds and peak MB of a whole process."""
+    with tempfile.TemporaryDirectory() as folder:
+        env = os.environ | {"MNIST_LIT_DATA": str(data_root())}
+        started = time.perf_counter()
+        child = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(child.pid, 0)
+        seconds = time.perf_counter() - started
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed")
+    return seconds, usage.ru_maxrss / 1024
+
+
+def data_root() -> Path:
+    return Path(os.environ.get("MNIST_LIT_DATA", "data")).resolve()
+
+
+def machine() -> str:
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        model = next((line.split(":")[1].strip() for line in cpuinfo.open() if line.startswith("model name")), model)
+    capability = torch.backends.cpu.get_cpu_capability()
+    return (
+        f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {capability}, torch {torch.__version__}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    repeats = parser.parse_args().repeats
+
+    made = experiment()
+    made.datamodule.prepare_data()
+    splits = sources.load(made.datamodule.source, num_classes=10)
+    images, labels = splits.train_images[:NUM_TRAIN], splits.train_labels[:NUM_TRAIN]
+    root = data_root()
+    script = str(Path(__file__).with_name("blog_script.py"))
+
+    rounds: dict[str, Callable[[], float | tuple[float, float]]] = {
+        "bare": lambda: bare(images, labels),
+        "ours": ours,
+        "bf16": lambda: ours("trainer.precision=bf16-mixed"),
+        "blog": lambda: blog(root),
+        "our process": lambda: process(sys.executable, "-m", "mnist_lit.train"),
+        "blog process": lambda: process(sys.executable, script, str(root), "loss.png"),
+        **{f"{n} epochs": lambda n=n: ours(f"trainer.max_epochs={n}") for n in (1, 3, 10, 30)},  # type: ignore[misc]
+    }
+    ours("trainer.max_epochs=1"), bare(images, labels)  # warm up
+    measured: dict[str, list[float]] = {name: [] for name in rounds}
+    memory: dict[str, list[float]] = {"our process": [], "blog process": []}
+    for _ in range(repeats):
+        for name, measure in rounds.items():
+            outcome = measure()
+            if isinstance(outcome, tuple):
+                outcome, peak = outcome
+                memory[name].append(peak)
+            measured[name].append(outcome)
+
+    def ratio(a: list[float], b: list[float]) -> str:
+        ratios = [x / y for x, y in zip(a, b, strict=True)]
+        return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+    # A straight line through the medians at 1 and 30 epochs: how far are 3 and 10 from it?
+    seconds = {n: statistics.median(measured[f"{n} epochs"]) for n in (1, 3, 10, 30)}
+    slope = (seconds[30] - seconds[1]) / 29
+    bend = max(abs(seconds[n] / (seconds[1] + slope * (n - 1)) - 1) for n in (3, 10))
+    m = measured
+    print(f"{machine()}; batch {BATCH_SIZE}, {NUM_EPOCHS} epochs of {NUM_TRAIN:,} images, median of {repeats}\n")
+    print("| figure | must reach | measured |\n|---|---|---|")
+    print(f"| blog-style loop / ours, fit seconds | >= 11 | {ratio(m['blog'], m['ours'])} |")
+    print(f"| ours / bare loop | <= 1.15 | {ratio(m['ours'], m['bare'])} |")
+    print(f"| ours in bf16-mixed / bare fp32 loop | <= 0.90 | {ratio(m['bf16'], m['bare'])} |")
+    print(f"| our whole process / the blog script's | <= 0.30 | {ratio(m['our process'], m['blog process'])} |")
+    print(
+        f"| peak memory, ours / the blog script's | <= 1.25 | {ratio(memory['our process'], memory['blog process'])} |"
+    )
+    print(f"| 3 and 10 epochs off the line through 1 and 30 | <= 5 % | {100 * bend:.1f} % |\n")
+    for name, values in m.items():
+        print(f"{name:13} {statistics.median(values):6.2f} s  ({min(values):.2f} to {max(values):.2f})")
+    for name, values in memory.items():
+        print(f"{name:13} {statistics.median(values):6.0f} MB peak")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""From configuration to objects, checked before anything starts.
+
+The only module besides the entry points that knows about Hydra's configuration; what it builds takes
+plain arguments.
+"""
+
+import difflib
+import inspect
+import logging
+import types
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning as L
+import torch
+import typeguard
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Timer
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch.utils import deterministic
+
+from mnist_lit.data import MNISTDataModule
+from mnist_lit.errors import UserError
+from mnist_lit.module import Classifier
+
+# Lightning's own handler would print everything twice, and its advice at level INFO (devices, tips,
+# "max_epochs reached") repeats what is on the screen.
+logging.getLogger("lightning").handlers.clear()
+for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
+    logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All that a run needs, built and checked.
+
+    `config` is the resolved configuration as plain data; `timer` times the epochs with their validation,
+    logging and checkpoints.
+    """
+
+    config: dict[str, Any]
+    datamodule: MNISTDataModule
+    module: Classifier
+    trainer: L.Trainer
+    timer: Timer
+
+
+def build(cfg: DictConfig) -> Experiment:
+    """Seed everything, then build the data module, the module and the trainer.
+
+    Raises UserError, naming key, value and what is allowed, for a configuration that cannot work.
+    """
+    config = check(cfg)
+    # Fills fresh memory with NaN under `trainer.deterministic`, 150 us a step, to expose kernels that read
+    # memory they have not written; the results are deterministic without it.
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    datamodule: MNISTDataModule = _instantiate("data", cfg.data)
+    module = Classifier(
+        model=_instantiate("model", cfg.model),
+        loss=_instantiate("loss", cfg.loss),
+        optimizer=_instantiate("optimizer", cfg.optimizer),
+        schedule=_instantiate("scheduler", cfg.scheduler) if cfg.scheduler else None,
+        num_classes=len(datamodule.class_names),
+    )
+    _try("optimizer", lambda: module.build_optimizer(module.parameters()))
+    # Kept in every checkpoint, so that it knows how to rebuild its network; plain data, so that loading
+    # it executes nothing.
+    module.save_hyperparameters(config)
+    # Last, so that its clock leaves out what other callbacks do when a fit starts and ends.
+    timer = Timer()
+    callbacks = [_instantiate(f"callbacks.{name}", node) for name, node in cfg.callbacks.items() if node]
+    loggers = [_instantiate(f"logger.{name}", node) for name, node in cfg.logger.items() if node]
+    trainer = _instantiate(
+        "trainer",
+        cfg.trainer,
+        callbacks=[*callbacks, timer],
+        logger=loggers or False,
+        default_root_dir=cfg.run_dir,
+    )
+    return Experiment(config=config, datamodule=datamodule, module=module, trainer=trainer, timer=timer)
+
+
+def check(cfg: DictConfig) -> dict[str, Any]:
+    """Check types and names of the whole configuration without building anything; return it resolved.
+
+    Raises UserError for the first key that is unknown to the class it configures, or of another type.
+    """
+    try:
+        config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise UserError(" ".join(str(error).split())) from error
+    _check_arguments("", _top_level, config)
+    for key, node in _targets(config):
+        _check_arguments(key, _locate(key, node["_target_"]), node)
+    _check_together(config)
+    return config
+
+
+def _check_together(config: dict[str, Any]) -> None:
+    """Check ranges that no constructor looks at, and values that only together are wrong."""
+    trainer, data, optimizer = config["trainer"], config["data"], config["optimizer"]
+    if not 0 <= config["seed"] < 2**32:
+        raise UserError(f"seed={config['seed']}: must be from 0 to 4294967295")
+    accelerator = trainer["accelerator"]
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available() and not torch.mps.is_available():
+        raise UserError(f"trainer.accelerator={accelerator}: torch finds no GPU here; set it to cpu or auto")
+    max_epochs = trainer["max_epochs"]
+    if max_epochs is None or max_epochs == 0 or max_epochs < -1:
+        raise UserError(
+            f"trainer.max_epochs={max_epochs}: must be at least 1, or -1 to go on until a callback stops it"
+        )
+    if trainer["gradient_clip_val"] and "mixed" in str(trainer["precision"]) and optimizer.get("fused"):
+        raise UserError(
+            f"trainer.gradient_clip_val={trainer['gradient_clip_val']}: Lightning cannot clip for a fused optimizer in "
+            f"trainer.precision={trainer['precision']}; set optimizer.fused=false"
+        )
+    for name, callback in config["callbacks"].items():
+        monitor = (callback or {}).get("monitor")
+        if data["val_size"] == 0 and str(monitor).startswith("val/"):
+            raise UserError(
+                f"callbacks.{name}.monitor={monitor}: data.val_size=0 leaves nothing to validate on; set it to null"
+            )
+
+
+def _top_level(
+    *,
+    data: dict[str, Any],
+    model: dict[str, Any],
+    loss: dict[str, Any],
+    optimizer: dict[str, Any],
+    scheduler: dict[str, Any] | None,
+    trainer: dict[str, Any],
+    callbacks: dict[str, Any],
+    logger: dict[str, Any],
+    seed: int,
+    test: bool,
+    run_dir: str,
+) -> None:
+    """Stand for the top level of the configuration: its keys and their types."""
+
+
+def _targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every node with a `_target_`, and its dotted key."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield key, node
+        for name, child in node.items():
+            yield from _targets(child, f"{key}.{name}" if key else name)
+
+
+def _locate(key: str, target: str) -> Callable[..., Any]:
+    try:
+        found: Callable[..., Any] = get_object(target)
+    except Exception as error:  # whatever importing a user's module raises
+        raise UserError(f"{key}._target_={target}: cannot be imported: {error}") from error
+    return found
+
+
+def _check_arguments(key: str, target: Callable[..., Any], node: dict[str, Any]) -> None:
+    """Compare a node's keys and values with the signature of what it configures."""
+    signature = inspect.signature(target)
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
+    names = [name for name, p in signature.parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    try:
+        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except Exception:  # hints that only a type checker can read
+        hints = {}
+    for name, value in node.items():
+        if name in ("_target_", "_partial_", "_convert_", "_recursive_"):
+            continue
+        dotted = f"{key}.{name}" if key else name
+        if name not in names and not takes_any:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise UserError(f"{dotted}={value}: not a key; {hint}{key or 'the configuration'} takes {', '.join(names)}")
+        is_built_first = isinstance(value, dict) and "_target_" in value
+        if name in hints and not is_built_first and not _is_a(value, hints[name]):
+            raise UserError(f"{dotted}={value}: must be {_in_words(hints[name])}")
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    if isinstance(value, bool) and hint in (int, float):
+        return False  # Python's bool is an int; a user's `true` is not a number
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_is_a(value, option) for option in typing.get_args(hint))
+    if isinstance(value, list) and typing.get_origin(hint) is tuple:
+        value = tuple(value)  # YAML has no tuples
+    try:
+        typeguard.check_type(value, hint, collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS)
+    except typeguard.TypeCheckError:
+        return False
+    return True
+
+
+def _in_words(hint: Any) -> str:
+    """Say in YAML's words what a type hint allows; classes that YAML cannot write are left out."""
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    if hint in plain:
+        return plain[hint]
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return " or ".join(dict.fromkeys(map(str, options)))
+    if origin in (typing.Union, types.UnionType):
+        words = " or ".join(filter(None, map(_in_words, options)))
+        return " or ".join(dict.fromkeys(words.split(" or ")))  # an option may stand in two literals
+    if origin is tuple:
+        return f"a list [{', '.join(map(_in_words, options))}]"
+    if isinstance(origin, type) and issubclass(origin, typing.Mapping):
+        return "a group of keys"
+    if isinstance(origin, type) and issubclass(origin, typing.Iterable):
+        return f"a list, each {_in_words(options[0])}"
+    return ""
+
+
+def _instantiate(key: str, node: DictConfig, **arguments: Any) -> Any:
+    return _try(key, lambda: instantiate(node, **arguments))
+
+
+def _try(key: str, build_it: Callable[[], Any]) -> Any:
+    """Call, and turn what a constructor says about its arguments into a UserError that names the key."""
+    try:
+        return build_it()
+    except (InstantiationException, MisconfigurationException, ValueError, TypeError) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        message = " ".join(str(cause).split())
+        first_word = message.split(" ", 1)[0]
+        # Our own leaves begin with the argument's name: "batch_size must be ...".
+        separator = "." if first_word.isidentifier() and first_word.islower() else ": "
+        raise UserError(f"{key}{separator}{message}") from error

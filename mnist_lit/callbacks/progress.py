@@ -1,0 +1,92 @@
+"""The progress bar, and the line that each epoch leaves behind."""
+
+import logging
+import sys
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+from mnist_lit.module import Classifier
+
+log = logging.getLogger(__name__)
+
+
+class Progress(TQDMProgressBar):
+    """A bar with loss, validation accuracy and images per second; one log line per finished epoch.
+
+    The bar is redrawn every `refresh_rate` batches, since a redraw takes as long as a training step. It
+    shows in a terminal only, so that log files stay readable, or wherever `always` is true.
+    """
+
+    BAR_FORMAT = "{desc} |{bar:24}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
+    def __init__(self, *, refresh_rate: int, always: bool) -> None:
+        if refresh_rate < 1:
+            raise ValueError(f"refresh_rate must be at least 1, got {refresh_rate}")
+        super().__init__(refresh_rate=refresh_rate)
+        if not (always or sys.stdout.isatty()):
+            self.disable()
+        self.started = 0.0
+        self.images_before = 0
+
+    def init_train_tqdm(self) -> Tqdm:
+        """Return the only bar; it vanishes when training ends."""
+        bar = super().init_train_tqdm()
+        bar.leave = False
+        return bar
+
+    def init_validation_tqdm(self) -> Tqdm:
+        """Return no bar: validation takes a few batches."""
+        return Tqdm(disable=True)
+
+    def init_test_tqdm(self) -> Tqdm:
+        """Return no bar: the test takes a few batches."""
+        return Tqdm(disable=True)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock of images per second."""
+        super().on_train_start(trainer, pl_module)
+        assert isinstance(pl_module, Classifier)
+        self.started = time.perf_counter()
+        self.images_before = pl_module.images_seen
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Name the epoch, counting from 1."""
+        super().on_train_epoch_start(trainer, pl_module)
+        self.train_progress_bar.set_description(self._epoch(trainer), refresh=False)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Redraw the bar once where Lightning's own draws it twice."""
+        if self._should_update(batch_idx + 1, int(self.total_train_batches)):
+            self.train_progress_bar.n = batch_idx + 1
+            self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave a line behind."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if not trainer.is_global_zero:
+            return
+        metrics = "  ".join(f"{name} {value}" for name, value in self.get_metrics(trainer, pl_module).items())
+        log.info("%s  %s", self._epoch(trainer), metrics)
+
+    def get_metrics(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """Return what stands beside the bar, formatted."""
+        assert isinstance(pl_module, Classifier)
+        latest = {tag: points[-1][1] for tag, points in pl_module.history.items()}
+        images = pl_module.images_seen - self.images_before
+        metrics: dict[str, int | str | float | dict[str, float]] = {
+            name: f"{latest[name]:.4f}" for name in ("train/loss", "val/loss", "val/acc") if name in latest
+        }
+        return metrics | {"images/s": f"{images / (time.perf_counter() - self.started):,.0f}"}
+
+    @staticmethod
+    def _epoch(trainer: L.Trainer) -> str:
+        last = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
+        return f"epoch {trainer.current_epoch + 1}{last}"

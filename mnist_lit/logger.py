@@ -1,0 +1,92 @@
+"""TensorBoard, set up for runs that are compared: one event file, HParams from the first second."""
+
+import warnings
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor, nn
+
+from mnist_lit.module import Classifier
+
+
+class TensorBoard(TensorBoardLogger):
+    """Writes one event file straight into `save_dir`, with the model's graph and a row in the HParams tab.
+
+    `hparams` picks the row's columns: dotted keys of the configuration, a group standing for all its
+    scalars (`optimizer` gives `optimizer.lr`, ...). `metrics` names the scalars the row shows beside
+    them; TensorBoard takes their latest logged values, so a run that is killed has its row too.
+    """
+
+    def __init__(self, *, save_dir: str, hparams: Sequence[str], metrics: Sequence[str]) -> None:
+        super().__init__(save_dir, name="", version="", default_hp_metric=False)
+        self.columns = tuple(hparams)
+        self.metric_tags = tuple(metrics)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write all scalars as one event: a quarter of the time of one event each."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=tag, simple_value=float(value)) for tag, value in metrics.items()]
+        self.experiment._get_file_writer().add_summary(Summary(value=values), step)
+
+    @rank_zero_only
+    def log_hyperparams(
+        self,
+        params: dict[str, Any] | Namespace,
+        metrics: dict[str, Any] | None = None,
+        step: int | None = None,
+    ) -> None:
+        """Write the row (Lightning calls this at the start of a fit with the module's configuration)."""
+        from torch.utils.tensorboard.summary import hparams
+
+        flat = dict(_flatten(vars(params) if isinstance(params, Namespace) else params))
+        chosen = {
+            key: value
+            for key, value in flat.items()
+            if any(key == column or key.startswith(f"{column}.") for column in self.columns)
+        }
+        writer = self.experiment._get_file_writer()
+        # Lightning's own version logs each metric as 0 at step 0, which then stands in the curves.
+        for summary in hparams(chosen, dict.fromkeys(self.metric_tags, 0)):
+            writer.add_summary(summary)
+
+    @rank_zero_only
+    def log_graph(self, model: nn.Module, input_array: Tensor | None = None) -> None:
+        """Write the graph of the network (Lightning calls this at the start of a fit)."""
+        assert isinstance(model, Classifier)
+        images = torch.zeros(1, 28, 28).to(next(model.parameters()))
+        with warnings.catch_warnings(), torch.no_grad():
+            # TensorBoard's graphs need torch.jit.trace, which torch deprecates: nothing a user can mend.
+            warnings.simplefilter("ignore")
+            self.experiment.add_graph(model.model, images)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Flush; no hparams.yaml, since config.yaml stands beside the event file."""
+        self.experiment.flush()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Flush only: Lightning calls this after the fit, and the test goes on in the same event file."""
+        self.experiment.flush()
+
+    @rank_zero_only
+    def close(self) -> None:
+        """Close the event file."""
+        self.experiment.close()
+
+
+def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, bool | str | float | int]]:
+    """Yield the dotted key and value of every leaf, as a type the HParams tab can show."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(node, bool | int | float | str):
+        yield prefix, node
+    else:
+        yield prefix, str(node)

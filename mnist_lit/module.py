@@ -1,0 +1,193 @@
+"""The LightningModule: network, loss, optimiser and schedule, one shared step, and what is measured."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from mnist_lit.data.dataset import Batch
+from mnist_lit.errors import DivergedError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A learning-rate schedule: how to build it from the optimiser, and when it moves.
+
+    `interval` is "step" (after every optimiser step) or "epoch". `length_argument` names the constructor
+    argument that takes the run's length in that unit (`total_steps`, `T_max`), filled in at the start.
+    """
+
+    scheduler: Callable[..., LRScheduler]
+    interval: str
+    length_argument: str | None
+
+    def __post_init__(self) -> None:
+        if self.interval not in ("step", "epoch"):
+            raise ValueError(f"interval must be step or epoch, got {self.interval}")
+
+
+class Classifier(L.LightningModule):
+    """Trains `model` to classify images by minimising `loss`.
+
+    `loss(logits [B, C], labels [B])` is a scalar, mean over the batch. `optimizer(parameters)` and
+    `schedule` build the rest.
+
+    Scalars of training (`train/loss`, `lr`, `epoch`, `images_seen`) go straight to the loggers every
+    `trainer.log_every_n_steps` steps: `self.log` on each step would cost a fifth of the training time.
+    `history` keeps all scalars as lists of (step, value), and is part of the checkpoint.
+
+    Raises DivergedError from `fit` when a loss that is looked at is NaN or infinite.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        schedule: Schedule | None,
+        num_classes: int,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.build_optimizer = optimizer
+        self.schedule = schedule
+        # Fed by validation and test alike, which never run at the same time; Lightning resets them.
+        self.eval_loss = MeanMetric()
+        self.eval_acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        self.images_seen = 0
+        self.history: dict[str, list[tuple[int, float]]] = {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the running hook's name here 46 times a step, and nn.Module's own __setattr__,
+        # which looks for parameters, makes that 130 us a step.
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images [B, 28, 28] -> logits [B, C]."""
+        logits: Tensor = self.model(images.to(self.dtype))
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of one batch."""
+        loss, _ = self._step(batch)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add one batch to `val/loss` and `val/acc`."""
+        self._eval_step(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Add one batch to `test/loss` and `test/acc`; return the predicted classes [B]."""
+        return self._eval_step(batch).argmax(dim=1)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the logits [B, C] of one batch."""
+        logits: Tensor = self(batch[0])
+        return logits
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimiser, and the schedule over the run's length where there is one."""
+        optimizer = self.build_optimizer(self.parameters())
+        if self.schedule is None:
+            return optimizer
+        length = {}
+        if self.schedule.length_argument:
+            num_steps = int(self.trainer.estimated_stepping_batches)
+            num_epochs = self.trainer.max_epochs
+            length = {self.schedule.length_argument: num_steps if self.schedule.interval == "step" else num_epochs}
+        scheduler = self.schedule.scheduler(optimizer, **length)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": self.schedule.interval},
+        }
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Forget the gradients, without the 40 us that `Optimizer.zero_grad` spends around it."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Every `log_every_n_steps` steps, log the scalars of training and look at the loss."""
+        self.images_seen += len(batch[1]) * self.trainer.world_size
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            loss = outputs["loss"].item()
+            self._record(
+                {
+                    "train/loss": loss,
+                    "lr": self.trainer.optimizers[0].param_groups[0]["lr"],
+                    "epoch": self.trainer.current_epoch + (batch_idx + 1) / self.trainer.num_training_batches,
+                    "images_seen": self.images_seen,
+                }
+            )
+            self._stop_if_diverged("train/loss", loss)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/loss` and `val/acc`."""
+        self._log_eval("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/loss` and `test/acc`."""
+        self._log_eval("test")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the curves need to go on after a resume."""
+        checkpoint["progress"] = {"images_seen": self.images_seen, "history": self.history}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the curves up where the checkpoint left them, if it is trained on (not if it is tested)."""
+        if self.trainer.state.fn != "fit":
+            return
+        self.images_seen = checkpoint["progress"]["images_seen"]
+        self.history = checkpoint["progress"]["history"]
+
+    def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Images [B, 28, 28] and labels [B] -> loss (scalar), logits [B, C]."""
+        images, labels = batch
+        logits = self(images)
+        return self.loss(logits, labels), logits
+
+    def _eval_step(self, batch: Batch) -> Tensor:
+        loss, logits = self._step(batch)
+        self.eval_loss.update(loss, weight=len(logits))
+        self.eval_acc.update(logits, batch[1])
+        return logits
+
+    def _log_eval(self, split: str) -> None:
+        # Computed over all processes, and averaged over images, not batches.
+        metrics = {
+            f"{split}/loss": self.eval_loss.compute().item(),
+            f"{split}/acc": self.eval_acc.compute().item(),
+        }
+        self.eval_loss.reset()
+        self.eval_acc.reset()
+        self.log_dict(metrics, sync_dist=self.trainer.world_size > 1)
+        for tag, value in metrics.items():
+            self.history.setdefault(tag, []).append((self.trainer.global_step, value))
+        self._stop_if_diverged(f"{split}/loss", metrics[f"{split}/loss"])
+
+    def _record(self, scalars: dict[str, float]) -> None:
+        step = self.trainer.global_step
+        for tag, value in scalars.items():
+            self.history.setdefault(tag, []).append((step, value))
+        for logger in self.loggers:
+            logger.log_metrics(scalars, step)
+
+    def _stop_if_diverged(self, tag: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"{tag} became {value} at step {self.trainer.global_step}: try a smaller optimizer.lr, "
+                "or trainer.gradient_clip_val=1"
+            )

@@ -1,0 +1,100 @@
+"""result.json: what a run found, written atomically and last."""
+
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+SCHEMA_VERSION = 1
+FILE_NAME = "result.json"
+
+Status = Literal["finished", "diverged", "failed", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run, as reports read it.
+
+    `metrics` are those of the chosen checkpoint (`val/*`) and of the official test images (`test/*`).
+    `fit_seconds` is the wall time of training with its validation, checkpoints and logging;
+    `images_per_second` is training images over it. `best_epoch` counts from 0, as Lightning does.
+    """
+
+    status: Status
+    config_hash: str
+    overrides: Sequence[str]
+    seed: int
+    device: str
+    num_parameters: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    best_epoch: int | None = None
+    fit_seconds: float | None = None
+    images_per_second: float | None = None
+    error: str | None = None
+
+    def write(self, run_dir: Path) -> None:
+        """Write `result.json` whole or not at all."""
+        record = {
+            "schema_version": SCHEMA_VERSION,
+            **asdict(self),
+            "versions": versions(),
+            "git_commit": git_commit(),
+        }
+        write_atomically(run_dir / FILE_NAME, json.dumps(_finite(record), indent=2, allow_nan=False) + "\n")
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Return 16 hex digits that are equal for equal resolved configurations, wherever the run lies."""
+    content = {key: value for key, value in config.items() if key != "run_dir"}
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of what computes."""
+    packages = ("mnist-lit", "torch", "lightning", "hydra-core")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+
+
+def git_commit() -> str | None:
+    """Return the commit of the checkout this package runs from (`-dirty` if changed), or None outside one."""
+    checkout = Path(__file__).parents[1]
+    if not (checkout / "pyproject.toml").exists():  # an installed package may lie in some other repository
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=checkout,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip() or None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` to `path` so that readers see the old file or the new one, never a part."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _finite(node: Any) -> Any:
+    """Replace NaN and infinity, which JSON cannot hold, by None."""
+    if isinstance(node, Mapping):
+        return {key: _finite(value) for key, value in node.items()}
+    if isinstance(node, float) and not math.isfinite(node):
+        return None
+    return node
