@@ -112,9 +112,7 @@ def _check_together(config: dict[str, Any]) -> None:
         raise UserError(f"trainer.accelerator={accelerator}: torch finds no GPU here; set it to cpu or auto")
     max_epochs = trainer["max_epochs"]
     if max_epochs is None or max_epochs == 0 or max_epochs < -1:
-        raise UserError(
-            f"trainer.max_epochs={max_epochs}: must be at least 1, or -1 to go on until a callback stops it"
-        )
+        raise UserError(f"trainer.max_epochs={max_epochs}: must be at least 1, or -1: until a callback stops it")
     if trainer["gradient_clip_val"] and "mixed" in str(trainer["precision"]) and optimizer.get("fused"):
         raise UserError(
             f"trainer.gradient_clip_val={trainer['gradient_clip_val']}: Lightning cannot clip for a fused optimizer in "

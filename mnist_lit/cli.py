@@ -40,7 +40,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         return
 
     def task_in_own_environment(cfg: DictConfig) -> Any:
-        os.environ.pop("HYDRA_FULL_ERROR")  # what the task starts should not inherit our setting
+        os.environ.pop("HYDRA_FULL_ERROR", None)  # what the task starts should not inherit our setting
         try:
             return task(cfg)
         except Exception as error:

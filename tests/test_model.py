@@ -1,0 +1,62 @@
+import pytest
+import torch
+from torch import nn
+
+from mnist_lit.loss import one_hot_mse
+from mnist_lit.model import MLP
+
+
+def make(**changes: object) -> MLP:
+    arguments: dict[str, object] = {
+        "in_features": 784,
+        "hidden_sizes": [256, 64],
+        "activation": "ReLU",
+        "dropout": 0.0,
+        "num_classes": 10,
+    }
+    return MLP(**(arguments | changes))  # type: ignore[arg-type]
+
+
+def test_default_network_is_the_blogs() -> None:
+    layers = list(make().layers)
+    assert [type(layer).__name__ for layer in layers] == ["Linear", "ReLU", "Linear", "ReLU", "Linear"]
+    assert [tuple(layer.weight.shape) for layer in layers if isinstance(layer, nn.Linear)] == [
+        (256, 784),
+        (64, 256),
+        (10, 64),
+    ]
+
+
+def test_forward_flattens_and_ends_without_an_activation() -> None:
+    torch.manual_seed(0)
+    model = make()
+    images = torch.randn(5, 28, 28)
+    logits = model(images)
+    assert logits.shape == (5, 10)
+    assert (logits < 0).any()
+    torch.testing.assert_close(model(images.unsqueeze(1)), logits)
+
+
+def test_dropout_and_activation_stand_between_the_layers_only() -> None:
+    names = [type(layer).__name__ for layer in make(dropout=0.5, activation="Tanh", hidden_sizes=[8]).layers]
+    assert names == ["Linear", "Tanh", "Dropout", "Linear"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_sizes": []}, "hidden_sizes must be"),
+        ({"hidden_sizes": [8, 0]}, "hidden_sizes must be"),
+        ({"dropout": 1.0}, "dropout must be"),
+        ({"activation": "Linear"}, "activation must name"),
+    ],
+)
+def test_what_makes_no_network_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**changes)
+
+
+def test_one_hot_mse_is_the_mean_over_batch_and_classes() -> None:
+    logits = torch.tensor([[1.0, 0.0, 0.0], [0.0, 3.0, 0.0]])
+    labels = torch.tensor([0, 2])
+    assert one_hot_mse(logits, labels).item() == pytest.approx((0 + 3.0**2 + 1.0**2) / 6)
