@@ -27,16 +27,16 @@ from torch.nn.functional import mse_loss, one_hot
 from torch.utils.data import DataLoader, Subset
 
 from mnist_lit import cli
-from mnist_lit.build import Experiment, build
+from mnist_lit.build import build
 from mnist_lit.data import sources
-from mnist_lit.train import quiet
+from mnist_lit.run import Run, quiet
 
 NUM_TRAIN = 55_000  # what 5,000 validation images leave
 BATCH_SIZE = 512
 NUM_EPOCHS = 3
 
 
-def experiment(*overrides: str) -> Experiment:
+def experiment(*overrides: str) -> Run:
     cli.register_resolvers()
     with initialize_config_dir(str(cli.CONF_DIR), version_base="1.3"):
         cfg = compose("train", [f"run_dir={tempfile.mkdtemp()}", "callbacks.progress.always=true", *overrides])

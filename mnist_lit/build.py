@@ -9,8 +9,7 @@ import inspect
 import logging
 import types
 import typing
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import lightning as L
@@ -27,6 +26,7 @@ from torch.utils import deterministic
 from mnist_lit.data import MNISTDataModule
 from mnist_lit.errors import UserError
 from mnist_lit.module import Classifier
+from mnist_lit.run import Run
 
 # Lightning's own handler would print everything twice, and its advice at level INFO (devices, tips,
 # "max_epochs reached") repeats what is on the screen.
@@ -35,22 +35,7 @@ for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
     logging.getLogger(name).setLevel(logging.WARNING)
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """All that a run needs, built and checked.
-
-    `config` is the resolved configuration as plain data; `timer` times the epochs with their validation,
-    logging and checkpoints.
-    """
-
-    config: dict[str, Any]
-    datamodule: MNISTDataModule
-    module: Classifier
-    trainer: L.Trainer
-    timer: Timer
-
-
-def build(cfg: DictConfig) -> Experiment:
+def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
     """Seed everything, then build the data module, the module and the trainer.
 
     Raises UserError, naming key, value and what is allowed, for a configuration that cannot work.
@@ -83,7 +68,7 @@ def build(cfg: DictConfig) -> Experiment:
         logger=loggers or False,
         default_root_dir=cfg.run_dir,
     )
-    return Experiment(config=config, datamodule=datamodule, module=module, trainer=trainer, timer=timer)
+    return Run(config=config, overrides=overrides, datamodule=datamodule, module=module, trainer=trainer, timer=timer)
 
 
 def check(cfg: DictConfig) -> dict[str, Any]:

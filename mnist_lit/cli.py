@@ -16,7 +16,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from mnist_lit.errors import DivergedError, UserError
+from mnist_lit.errors import UserError, in_one_line
 
 PACKAGE = Path(__file__).parent
 # A wheel carries conf/ inside the package; in a checkout it lies beside it.
@@ -117,11 +117,9 @@ def describe(error: BaseException) -> str:
         return f"{group}={option}: no such option, there are {', '.join(error.options)}"
     if isinstance(error, HydraException | OmegaConfBaseException):
         return " ".join(str(cause if isinstance(cause, OmegaConfBaseException) else error).split())
-    if isinstance(error, UserError | DivergedError):
-        return str(error)
     if isinstance(error, OSError):
         return f"{error.strerror}: {error.filename}" if error.filename else str(error)
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return in_one_line(error)
 
 
 def _exit(error: Exception) -> NoReturn:

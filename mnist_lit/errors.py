@@ -10,3 +10,9 @@ class UserError(Exception):
 
 class DivergedError(Exception):
     """The loss became NaN or infinite; the run is recorded with status ``diverged``."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return the error's message without line breaks; the type's name leads where it is not one of ours."""
+    message = " ".join(str(error).split())
+    return message if isinstance(error, UserError | DivergedError) else f"{type(error).__name__}: {message}"

@@ -3,24 +3,20 @@
 import logging
 import math
 import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_lit import cli
-from mnist_lit.errors import DivergedError, UserError
+from mnist_lit.errors import UserError
 
 if TYPE_CHECKING:
     import lightning as L
 
-    from mnist_lit.build import Experiment
-    from mnist_lit.result import Result, Status
+    from mnist_lit.result import Result
 
 log = logging.getLogger(__name__)
 
@@ -47,17 +43,20 @@ def train(cfg: DictConfig) -> float:
     with cli.fast_imports():
         from mnist_lit.build import build
     run_dir = Path(cfg.run_dir)
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     with cli.no_folder_left(run_dir):
-        experiment = build(cfg)
-        _refuse_what_cannot_work(experiment.trainer, run_dir)
-    is_main_process = experiment.trainer.is_global_zero
+        run = build(cfg, overrides)
+        _refuse_what_cannot_work(run.trainer, run_dir)
+    is_main_process = run.trainer.is_global_zero
     if is_main_process:
-        header = CONFIG_HEADER.format(folder=run_dir)
+        header = CONFIG_HEADER.format(folder=os.path.relpath(run_dir))
         (run_dir / "config.yaml").write_text(header + OmegaConf.to_yaml(cfg), encoding="utf-8")
 
-    result = _fit_and_test(experiment, test=cfg.test)
+    try:
+        result = run.execute(test=cfg.test)
+    except (KeyboardInterrupt, SystemExit):
+        raise SystemExit(130) from None
     if is_main_process:
-        result.write(run_dir)
         _show(result, run_dir)
     if result.status == "diverged":
         raise SystemExit(1)
@@ -72,120 +71,6 @@ def _refuse_what_cannot_work(trainer: "L.Trainer", run_dir: Path) -> None:
             f"trainer.devices={trainer.num_devices}: a multirun trains on one device per job, since each further "
             "process would start the whole sweep again; set trainer.devices=1, or run the jobs singly"
         )
-
-
-def _fit_and_test(experiment: "Experiment", *, test: bool) -> "Result":
-    """Run the fit and the test, and say how they ended.
-
-    An error, or Ctrl-C, is recorded in `result.json` before it is raised again.
-    """
-    from mnist_lit.logger import TensorBoard
-
-    trainer = experiment.trainer
-    facts: dict[str, Any] = {"metrics": {}}
-    try:
-        _fit(experiment, facts)
-        if test:
-            _test(experiment, facts)
-    except DivergedError as error:
-        return _result("diverged", experiment, facts, error)
-    # Lightning turns Ctrl-C into SystemExit.
-    except (KeyboardInterrupt, SystemExit) as error:
-        if trainer.is_global_zero:
-            _result("interrupted", experiment, facts).write(Path(trainer.default_root_dir))
-        raise SystemExit(130) from error
-    except Exception as error:
-        if trainer.is_global_zero:
-            _result("failed", experiment, facts, error).write(Path(trainer.default_root_dir))
-        raise
-    finally:
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoard):
-                logger.close()
-    return _result("finished", experiment, facts)
-
-
-def _fit(experiment: "Experiment", facts: dict[str, Any]) -> None:
-    import torch
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
-    trainer, module = experiment.trainer, experiment.module
-    try:
-        with quiet(), logging_redirect_tqdm():
-            trainer.fit(module, datamodule=experiment.datamodule)
-    except MisconfigurationException as error:  # such as a callback that monitors what is never logged
-        raise UserError(" ".join(str(error).split())) from error
-    finally:
-        seconds = experiment.timer.time_elapsed("train")
-        facts |= {
-            "fit_seconds": seconds,
-            "images_per_second": module.images_seen / seconds if seconds else None,
-        }
-    if best := _best_checkpoint(trainer):
-        checkpoint = torch.load(best, weights_only=True)
-        facts["best_epoch"] = checkpoint["epoch"]
-        for tag, points in module.history.items():
-            value = dict(points).get(checkpoint["global_step"])
-            if tag.startswith("val/") and value is not None:
-                facts["metrics"][tag] = value
-
-
-def _test(experiment: "Experiment", facts: dict[str, Any]) -> None:
-    trainer = experiment.trainer
-    with quiet():
-        trainer.test(
-            experiment.module,
-            datamodule=experiment.datamodule,
-            ckpt_path=_best_checkpoint(trainer),
-            verbose=False,
-        )
-    facts["metrics"] |= {tag: value.item() for tag, value in trainer.callback_metrics.items()}
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Drop the warnings that a user can do nothing about."""
-    with warnings.catch_warnings():
-        # True of loaders that read files; here the images are in memory and workers cost time.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        # Steps are counted across epochs, so a short epoch has its points too.
-        warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
-        # What data.val_size=0 asks for.
-        warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")
-        # Lightning 2.6 uses what torch 2.14 deprecates.
-        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-        yield
-
-
-def _best_checkpoint(trainer: "L.Trainer") -> str | None:
-    """Return the path of the checkpoint to keep, or None where none was written."""
-    return getattr(trainer.checkpoint_callback, "best_model_path", None) or None
-
-
-def _result(
-    status: "Status", experiment: "Experiment", facts: dict[str, Any], error: BaseException | None = None
-) -> "Result":
-    from mnist_lit.result import Result, config_hash
-
-    return Result(
-        status=status,
-        config_hash=config_hash(experiment.config),
-        overrides=list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else [],
-        seed=experiment.config["seed"],
-        device=_device_name(experiment.trainer),
-        num_parameters=sum(parameter.numel() for parameter in experiment.module.parameters()),
-        error=cli.describe(error) if error else None,
-        **facts,
-    )
-
-
-def _device_name(trainer: "L.Trainer") -> str:
-    import torch
-
-    device = trainer.strategy.root_device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    return f"{trainer.world_size} x {device.type} ({name})"
 
 
 def _show(result: "Result", run_dir: Path) -> None:

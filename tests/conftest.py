@@ -14,6 +14,10 @@ from omegaconf import DictConfig
 from mnist_lit import cli
 from mnist_lit.data import sources
 
+# Two busy processes with two threads each on two cores wait for one another most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
 Compose = Callable[..., DictConfig]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 

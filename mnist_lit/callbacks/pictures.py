@@ -126,7 +126,9 @@ def draw_images(
 def draw_curves(history: dict[str, list[tuple[int, float]]]) -> Figure:
     """Draw training and validation loss, and below them validation accuracy, over optimiser steps."""
     panels = [tags for tags in (["train/loss", "val/loss"], ["val/acc"]) if any(tag in history for tag in tags)]
-    figure = Figure(figsize=(7, 2.6 * max(len(panels), 1) + 0.4), dpi=100, layout="constrained")
+    figure = Figure(figsize=(7, 2.6 * max(len(panels), 1) + 0.4), dpi=100)
+    # Fixed margins: finding them (layout="constrained") would draw everything twice.
+    figure.subplots_adjust(left=0.08, right=0.98, top=0.97, bottom=0.1, hspace=0.1)
     for axes, tags in zip(figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels, strict=True):
         for tag in tags:
             if tag in history:
@@ -140,15 +142,17 @@ def draw_curves(history: dict[str, list[tuple[int, float]]]) -> Figure:
 
 def draw_confusion_matrix(confusion: np.ndarray[Any, Any], names: Sequence[str]) -> Figure:
     """Draw counts [C, C], row: the label, column: the prediction; colours show each row's shares."""
-    figure = Figure(figsize=(6.4, 6), dpi=100, layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(6, 6), dpi=100)
+    longest = max(map(len, names))
+    margin = 0.08 + 0.013 * longest
+    axes = figure.add_axes((margin, margin, 0.98 - margin, 0.98 - margin))
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     # The square root lifts the few mistakes out of the white.
     axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(confusion):
         colour = "white" if shares[row, column] > 0.4 else WRONG if row != column else RIGHT
         axes.text(column, row, count or "", ha="center", va="center", fontsize=8, color=colour)
-    rotation = 45 if max(map(len, names)) > 2 else 0
+    rotation = 45 if longest > 2 else 0
     axes.set_xticks(range(len(names)), names, rotation=rotation)
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("predicted")

@@ -1,0 +1,136 @@
+"""One run: fit, test, and the result that says how it ended."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Timer
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from mnist_lit.data import MNISTDataModule
+from mnist_lit.errors import DivergedError, UserError, in_one_line
+from mnist_lit.logger import TensorBoard
+from mnist_lit.module import Classifier
+from mnist_lit.result import Result, Status, config_hash
+
+
+class Run:
+    """Everything that one run needs, built and checked, and what is known of it so far.
+
+    `config` is the resolved configuration as plain data, `overrides` what the user changed in it. `timer`,
+    one of the trainer's callbacks, times the epochs with their validation, logging and checkpoints.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: dict[str, Any],
+        overrides: Sequence[str],
+        datamodule: MNISTDataModule,
+        module: Classifier,
+        trainer: L.Trainer,
+        timer: Timer,
+    ) -> None:
+        self.config = config
+        self.overrides = list(overrides)
+        self.datamodule = datamodule
+        self.module = module
+        self.trainer = trainer
+        self.timer = timer
+        self.run_dir = Path(trainer.default_root_dir)
+        self.metrics: dict[str, float] = {}
+        self.best_epoch: int | None = None
+
+    def execute(self, *, test: bool) -> Result:
+        """Fit, then test with the best checkpoint if `test`; write `result.json` last and return it.
+
+        The result's status is "finished" or "diverged". Anything else that ends the run is written there
+        ("interrupted" or "failed") and raised again; Lightning turns Ctrl-C into SystemExit.
+        """
+        status: Status = "failed"
+        error: BaseException | None = None
+        try:
+            self._fit()
+            if test:
+                self._test()
+            status = "finished"
+        except DivergedError as diverged:
+            status, error = "diverged", diverged
+        except (KeyboardInterrupt, SystemExit):
+            status = "interrupted"
+            raise
+        except Exception as failure:
+            error = failure
+            raise
+        finally:
+            for logger in self.trainer.loggers:
+                if isinstance(logger, TensorBoard):
+                    logger.close()
+            result = self._result(status, error)
+            if self.trainer.is_global_zero:
+                result.write(self.run_dir)
+        return result
+
+    def _fit(self) -> None:
+        try:
+            with quiet(), logging_redirect_tqdm():
+                self.trainer.fit(self.module, datamodule=self.datamodule)
+        except MisconfigurationException as error:  # such as a callback that monitors what is never logged
+            raise UserError(" ".join(str(error).split())) from error
+        if path := self._best_checkpoint():
+            checkpoint = torch.load(path, weights_only=True)
+            self.best_epoch = checkpoint["epoch"]
+            for tag in ("val/loss", "val/acc"):
+                at_step = dict(self.module.history.get(tag, []))
+                if checkpoint["global_step"] in at_step:
+                    self.metrics[tag] = at_step[checkpoint["global_step"]]
+
+    def _test(self) -> None:
+        with quiet():
+            self.trainer.test(self.module, datamodule=self.datamodule, ckpt_path=self._best_checkpoint(), verbose=False)
+        self.metrics |= {tag: value.item() for tag, value in self.trainer.callback_metrics.items()}
+
+    def _best_checkpoint(self) -> str | None:
+        """Return the path of the checkpoint to keep, or None where none was written."""
+        return getattr(self.trainer.checkpoint_callback, "best_model_path", None) or None
+
+    def _result(self, status: Status, error: BaseException | None) -> Result:
+        seconds = self.timer.time_elapsed("train")
+        return Result(
+            status=status,
+            config_hash=config_hash(self.config),
+            overrides=self.overrides,
+            seed=self.config["seed"],
+            device=self._device_name(),
+            num_parameters=sum(parameter.numel() for parameter in self.module.parameters()),
+            metrics=self.metrics,
+            best_epoch=self.best_epoch,
+            fit_seconds=seconds,
+            images_per_second=self.module.images_seen / seconds if seconds else None,
+            error=None if error is None else in_one_line(error),
+        )
+
+    def _device_name(self) -> str:
+        device = self.trainer.strategy.root_device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+        return f"{self.trainer.world_size} x {device.type} ({name})"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Drop the warnings that a user can do nothing about."""
+    with warnings.catch_warnings():
+        # True of loaders that read files; here the images are in memory and workers cost time.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        # Steps are counted across epochs, so a short epoch has its points too.
+        warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+        # What data.val_size=0 asks for.
+        warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")
+        # Lightning 2.6 uses what torch 2.14 deprecates.
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+        yield
