@@ -22,6 +22,7 @@ Status = Literal["finished", "diverged", "failed", "interrupted"]
 class Result:
     """One run, as reports read it.
 
+    `history` is the run's curves (`train/loss`, `val/loss`, `val/acc`): lists of [step, value].
     `metrics` are those of the chosen checkpoint (`val/*`) and of the official test images (`test/*`).
     `fit_seconds` is the wall time of training with its validation, checkpoints and logging;
     `images_per_second` is training images over it. `best_epoch` counts from 0, as Lightning does.
@@ -38,6 +39,7 @@ class Result:
     fit_seconds: float | None = None
     images_per_second: float | None = None
     error: str | None = None
+    history: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
 
     def write(self, run_dir: Path) -> None:
         """Write `result.json` whole or not at all."""
@@ -47,7 +49,9 @@ class Result:
             "versions": versions(),
             "git_commit": git_commit(),
         }
-        write_atomically(run_dir / FILE_NAME, json.dumps(_finite(record), indent=2, allow_nan=False) + "\n")
+        # One line for each field: readable, and short for curves of any length.
+        lines = [f"  {json.dumps(key)}: {json.dumps(_finite(value), allow_nan=False)}" for key, value in record.items()]
+        write_atomically(run_dir / FILE_NAME, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -95,6 +99,8 @@ def _finite(node: Any) -> Any:
     """Replace NaN and infinity, which JSON cannot hold, by None."""
     if isinstance(node, Mapping):
         return {key: _finite(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_finite(value) for value in node]
     if isinstance(node, float) and not math.isfinite(node):
         return None
     return node

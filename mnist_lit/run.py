@@ -113,6 +113,7 @@ class Run:
             fit_seconds=seconds,
             images_per_second=self.module.images_seen / seconds if seconds else None,
             error=None if error is None else in_one_line(error),
+            history={tag: self.module.history.get(tag, []) for tag in ("train/loss", "val/loss", "val/acc")},
         )
 
     def _device_name(self) -> str:
