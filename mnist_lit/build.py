@@ -40,20 +40,10 @@ def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
 
     Raises UserError, naming key, value and what is allowed, for a configuration that cannot work.
     """
-    config = check(cfg)
     # Fills fresh memory with NaN under `trainer.deterministic`, 150 us a step, to expose kernels that read
     # memory they have not written; the results are deterministic without it.
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    L.seed_everything(cfg.seed, workers=True, verbose=False)
-    datamodule: MNISTDataModule = _instantiate("data", cfg.data)
-    module = Classifier(
-        model=_instantiate("model", cfg.model),
-        loss=_instantiate("loss", cfg.loss),
-        optimizer=_instantiate("optimizer", cfg.optimizer),
-        schedule=_instantiate("scheduler", cfg.scheduler) if cfg.scheduler else None,
-        num_classes=len(datamodule.class_names),
-    )
-    _try("optimizer", lambda: module.build_optimizer(module.parameters()))
+    config, datamodule, module = preflight(cfg)
     # Kept in every checkpoint, so that it knows how to rebuild its network; plain data, so that loading
     # it executes nothing.
     module.save_hyperparameters(config)
@@ -71,15 +61,40 @@ def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
     return Run(config=config, overrides=overrides, datamodule=datamodule, module=module, trainer=trainer, timer=timer)
 
 
+def preflight(cfg: DictConfig) -> tuple[dict[str, Any], MNISTDataModule, Classifier]:
+    """Check the configuration, and build from it what shows whether its values are in range.
+
+    Returns the resolved configuration, the data module (no file is touched yet) and the module, with weights
+    drawn after seeding everything with `seed`. Raises UserError as `build` does.
+    """
+    config = check(cfg)
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    datamodule: MNISTDataModule = _instantiate("data", cfg.data)
+    module = Classifier(
+        model=_instantiate("model", cfg.model),
+        loss=_instantiate("loss", cfg.loss),
+        optimizer=_instantiate("optimizer", cfg.optimizer),
+        schedule=_instantiate("scheduler", cfg.scheduler) if cfg.scheduler else None,
+        num_classes=len(datamodule.class_names),
+    )
+    _try("optimizer", lambda: module.build_optimizer(module.parameters()))
+    return config, datamodule, module
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """Return the configuration as plain data; raises UserError for what cannot be resolved or is missing."""
+    try:
+        return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
 def check(cfg: DictConfig) -> dict[str, Any]:
     """Check types and names of the whole configuration without building anything; return it resolved.
 
     Raises UserError for the first key that is unknown to the class it configures, or of another type.
     """
-    try:
-        config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    except OmegaConfBaseException as error:
-        raise UserError(" ".join(str(error).split())) from error
+    config = resolve(cfg)
     _check_arguments("", _top_level, config)
     for key, node in _targets(config):
         _check_arguments(key, _locate(key, node["_target_"]), node)
@@ -121,6 +136,7 @@ def _top_level(
     trainer: dict[str, Any],
     callbacks: dict[str, Any],
     logger: dict[str, Any],
+    sweep: dict[str, Any],
     seed: int,
     test: bool,
     run_dir: str,

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from mnist_lit.errors import UserError, in_one_line
+from mnist_lit.sweep.identity import job_name, sweep_name
 
 PACKAGE = Path(__file__).parent
 # A wheel carries conf/ inside the package; in a checkout it lies beside it.
@@ -44,14 +45,27 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         try:
             return task(cfg)
         except Exception as error:
-            _exit(error)
+            tell_and_exit(error)
 
     # Hydra prints errors over several lines and exits with 1, unless it is told to raise them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(task_in_own_environment)()
     except Exception as error:
-        _exit(error)
+        tell_and_exit(error)
+
+
+@contextmanager
+def only_in_the_log_file() -> Iterator[None]:
+    """Keep what the package logs off the screen; it still goes to the run folder's log."""
+    package = logging.getLogger("mnist_lit")
+    package.handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
+    package.propagate = False
+    try:
+        yield
+    finally:
+        package.handlers = []
+        package.propagate = True
 
 
 @contextmanager
@@ -81,8 +95,10 @@ def no_folder_left(run_dir: Path) -> Iterator[None]:
 
 
 def register_resolvers() -> None:
-    """Make `${mnist_lit.sample_dir:}` and `${mnist_lit.new_folder:PARENT}` known to OmegaConf."""
+    """Make the `${mnist_lit.NAME:...}` of the configuration files known to OmegaConf."""
     OmegaConf.register_new_resolver("mnist_lit.sample_dir", lambda: str(SAMPLE_DIR), replace=True)
+    OmegaConf.register_new_resolver("mnist_lit.job_name", job_name, replace=True)
+    OmegaConf.register_new_resolver("mnist_lit.sweep_name", sweep_name, replace=True)
     OmegaConf.register_new_resolver("mnist_lit.new_folder", new_folder, use_cache=True, replace=True)
 
 
@@ -122,10 +138,16 @@ def describe(error: BaseException) -> str:
     return in_one_line(error)
 
 
-def _exit(error: Exception) -> NoReturn:
+def tell_and_exit(error: Exception) -> NoReturn:
+    """Print the error in one line and exit: with code 2 where the user can mend it, else with 1."""
+    sys.exit(tell(error))
+
+
+def tell(error: Exception) -> int:
+    """Print the error in one line, log it with its traceback where it is not the user's, return the exit code."""
     users = isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError)
     line = f"error: {describe(error)}"
     print(line, file=sys.stderr)
     if file_log.handlers:  # set up by Hydra once there is a run folder
         file_log.error(line, exc_info=None if users else error)
-    sys.exit(2 if users else 1)
+    return 2 if users else 1

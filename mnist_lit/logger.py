@@ -2,7 +2,7 @@
 
 import warnings
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from mnist_lit.module import Classifier
+from mnist_lit.result import flatten
 
 
 class TensorBoard(TensorBoardLogger):
@@ -44,7 +45,7 @@ class TensorBoard(TensorBoardLogger):
         """Write the row (Lightning calls this at the start of a fit with the module's configuration)."""
         from torch.utils.tensorboard.summary import hparams
 
-        flat = dict(_flatten(vars(params) if isinstance(params, Namespace) else params))
+        flat = dict(flatten(vars(params) if isinstance(params, Namespace) else params))
         chosen = {
             key: value
             for key, value in flat.items()
@@ -75,18 +76,11 @@ class TensorBoard(TensorBoardLogger):
         """Flush only: Lightning calls this after the fit, and the test goes on in the same event file."""
         self.experiment.flush()
 
+    def forget_after(self, step: int) -> None:
+        """Make TensorBoard drop the points beyond `step` that earlier event files in the folder hold."""
+        self._kwargs["purge_step"] = step + 1
+
     @rank_zero_only
     def close(self) -> None:
         """Close the event file."""
         self.experiment.close()
-
-
-def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, bool | str | float | int]]:
-    """Yield the dotted key and value of every leaf, as a type the HParams tab can show."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(node, bool | int | float | str):
-        yield prefix, node
-    else:
-        yield prefix, str(node)

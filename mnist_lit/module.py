@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -143,13 +144,21 @@ class Classifier(L.LightningModule):
         self._log_eval("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the curves need to go on after a resume."""
-        checkpoint["progress"] = {"images_seen": self.images_seen, "history": self.history}
+        """Keep what the curves, and the order of the images, need to go on after a resume."""
+        checkpoint["progress"] = {
+            "images_seen": self.images_seen,
+            "history": self.history,
+            "rng_state": torch.get_rng_state(),
+            "cuda_rng_states": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the curves up where the checkpoint left them, if it is trained on (not if it is tested)."""
+        """Take all of that up where the checkpoint left it, if it is trained on (not if it is tested)."""
         if self.trainer.state.fn != "fit":
             return
+        torch.set_rng_state(checkpoint["progress"]["rng_state"])
+        if checkpoint["progress"]["cuda_rng_states"]:
+            torch.cuda.set_rng_state_all(checkpoint["progress"]["cuda_rng_states"])
         self.images_seen = checkpoint["progress"]["images_seen"]
         self.history = checkpoint["progress"]["history"]
 

@@ -5,7 +5,7 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from importlib.metadata import version
@@ -55,9 +55,21 @@ class Result:
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Return 16 hex digits that are equal for equal resolved configurations, wherever the run lies."""
-    content = {key: value for key, value in config.items() if key != "run_dir"}
-    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    """Return 16 hex digits that are equal for equal resolved configurations, wherever run and data lie."""
+    content = {key: value for key, value in config.items() if key not in ("run_dir", "sweep")}
+    content["data"] = {key: value for key, value in config["data"].items() if key != "root"}
+    # The run folder stands in other values too, such as where checkpoints go.
+    text = json.dumps(content, sort_keys=True).replace(json.dumps(config["run_dir"])[1:-1], "")
+    return sha256(text.encode()).hexdigest()[:16]
+
+
+def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
+    """Yield the dotted key and value of every leaf of nested dictionaries; other leaves become text."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node if isinstance(node, bool | int | float | str) else str(node)
 
 
 def versions() -> dict[str, str]:

@@ -46,16 +46,18 @@ class Run:
         self.metrics: dict[str, float] = {}
         self.best_epoch: int | None = None
 
-    def execute(self, *, test: bool) -> Result:
+    def execute(self, *, test: bool, resume: bool = False) -> Result:
         """Fit, then test with the best checkpoint if `test`; write `result.json` last and return it.
 
+        With `resume`, the fit goes on from the run folder's last checkpoint; if there is none, what an earlier
+        attempt left there is removed.
         The result's status is "finished" or "diverged". Anything else that ends the run is written there
         ("interrupted" or "failed") and raised again; Lightning turns Ctrl-C into SystemExit.
         """
         status: Status = "failed"
         error: BaseException | None = None
         try:
-            self._fit()
+            self._fit(self._to_resume_from() if resume else None)
             if test:
                 self._test()
             status = "finished"
@@ -76,10 +78,10 @@ class Run:
                 result.write(self.run_dir)
         return result
 
-    def _fit(self) -> None:
+    def _fit(self, checkpoint_path: str | None) -> None:
         try:
             with quiet(), logging_redirect_tqdm():
-                self.trainer.fit(self.module, datamodule=self.datamodule)
+                self.trainer.fit(self.module, datamodule=self.datamodule, ckpt_path=checkpoint_path)
         except MisconfigurationException as error:  # such as a callback that monitors what is never logged
             raise UserError(" ".join(str(error).split())) from error
         if path := self._best_checkpoint():
@@ -94,6 +96,19 @@ class Run:
         with quiet():
             self.trainer.test(self.module, datamodule=self.datamodule, ckpt_path=self._best_checkpoint(), verbose=False)
         self.metrics |= {tag: value.item() for tag, value in self.trainer.callback_metrics.items()}
+
+    def _to_resume_from(self) -> str | None:
+        """Return the last checkpoint, and tell TensorBoard to forget what was logged after it."""
+        last = self.run_dir / "checkpoints" / "last.ckpt"
+        if not last.exists():
+            for leftover in self.run_dir.glob("events.out.tfevents.*"):
+                leftover.unlink()
+            return None
+        step = torch.load(last, weights_only=True)["global_step"]
+        for logger in self.trainer.loggers:
+            if isinstance(logger, TensorBoard):
+                logger.forget_after(step)
+        return str(last)
 
     def _best_checkpoint(self) -> str | None:
         """Return the path of the checkpoint to keep, or None where none was written."""
@@ -132,6 +147,8 @@ def quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
         # What data.val_size=0 asks for.
         warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")
+        # A run that goes on, in its own folder.
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
         # Lightning 2.6 uses what torch 2.14 deprecates.
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
         yield

@@ -1,0 +1,138 @@
+"""Hydra's callback for multiruns: every job is checked before the first trains, and all are summed up after."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from mnist_lit import cli
+from mnist_lit.errors import UserError
+from mnist_lit.result import config_hash, flatten
+from mnist_lit.sweep import ledger
+from mnist_lit.sweep.identity import job_name
+
+
+class SweepCallback(Callback):
+    """Enters the jobs of a multirun into its ledger, refuses the sweep if one cannot work, reports at the end.
+
+    Hydra swallows what a callback raises, except SystemExit: errors are told here, and end the process.
+    """
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Compose and check all jobs of a grid; with `sweep.dry_run`, list them and exit."""
+        try:
+            self._prepare(config)
+        except Exception as error:
+            cli.tell_and_exit(error)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Write and print the report, name the failures, and exit with 1 if there are any."""
+        from mnist_lit.sweep.report import write_report
+
+        folder = Path(config.hydra.sweep.dir)
+        jobs = ledger.read_jobs(folder)
+        print(write_report([folder / job.name for job in jobs], folder))
+        failed = [job for job in jobs if (ledger.read_result(folder / job.name) or {}).get("status") == "failed"]
+        for job in failed:
+            result = ledger.read_result(folder / job.name) or {}
+            print(f"failed: {job.name}: {result.get('error')}", file=sys.stderr)
+        if failed:
+            sys.exit(1)
+
+    def _prepare(self, config: DictConfig) -> None:
+        loader = GlobalHydra.instance().config_loader()
+        arguments: list[str] = OmegaConf.to_container(config.hydra.overrides.task)  # type: ignore[assignment]
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
+        keys = [key_of(override) for override in overrides if override.is_sweep_override()]
+        # The jobs' configurations are composed anew from these lists, wherever they run.
+        told = f"sweep.keys=[{','.join(keys)}]"
+        with read_write(config), open_dict(config):
+            config.sweep.keys = keys
+            config.hydra.overrides.task.append(told)
+        if config.hydra.sweeper._target_ != f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}":
+            return  # a search decides on its jobs as it goes
+        if not all(override.is_discrete_sweep() for override in overrides if override.is_sweep_override()):
+            raise UserError("the basic sweeper takes lists and ranges only; for interval() choose hydra/sweeper=optuna")
+        folder = Path(config.hydra.sweep.dir)
+        jobs = []
+        for job_overrides in BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]:
+            job_config = loader.load_sweep_config(config, [*job_overrides, told])
+            jobs.append(check_job(job_config, keys, job_overrides, folder))
+        names = [job.name for job in jobs]
+        if duplicates := {name for name in names if names.count(name) > 1}:
+            raise UserError(f"{len(names) - len(set(names))} jobs are there twice, such as {min(duplicates)}")
+        if config.sweep.dry_run:
+            print(describe_jobs(folder, jobs))
+            sys.exit(0)
+        ledger.register(folder, keys, unswept_settings(config, keys), jobs)
+
+
+def key_of(override: Override) -> str:
+    """Return the key that an override changes, without its package or the + before it."""
+    return str(override.key_or_group)
+
+
+def unswept_settings(config: DictConfig, keys: list[str]) -> dict[str, Any]:
+    """Map the dotted keys that a sweep does not change to their values, interpolations left as they stand."""
+    plain = OmegaConf.to_container(
+        OmegaConf.masked_copy(config, [key for key in map(str, config) if key not in ("hydra", "run_dir", "sweep")])
+    )
+    elsewhere = ("data.root", *keys)  # where the data lies does not matter
+    return {
+        key: value
+        for key, value in flatten(plain)
+        if not any(key == swept or key.startswith(f"{swept}.") for swept in elsewhere)
+    }
+
+
+def check_job(config: DictConfig, keys: list[str], overrides: list[str], folder: Path) -> ledger.Job:
+    """Check the configuration of one job unless it is done already, and return its place in the ledger.
+
+    Raises UserError for a configuration that cannot work, naming the job.
+    """
+    from mnist_lit import build
+
+    name = job_name(keys, overrides)
+    with _as_the_running_job(config, folder / name):
+        cfg = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        resolved = build.resolve(cfg)
+        job = ledger.Job(name=name, overrides=overrides, config_hash=config_hash(resolved))
+        if not ledger.is_done(ledger.read_result(folder / name), job.config_hash):
+            try:
+                build.preflight(cfg)
+            except UserError as error:
+                raise UserError(f"{error} (job {name})") from error
+    return job
+
+
+def describe_jobs(folder: Path, jobs: list[ledger.Job]) -> str:
+    """List the jobs with their state, and how long the rest will take by the mean of those that ran."""
+    results = {job.name: ledger.read_result(folder / job.name) for job in jobs}
+    done = {job.name for job in jobs if ledger.is_done(results[job.name], job.config_hash)}
+    lines = [f"{'done' if job.name in done else 'to do':6} {job.name}" for job in jobs]
+    seconds = [result["fit_seconds"] for result in results.values() if result and result["fit_seconds"]]
+    remaining = len(jobs) - len(done)
+    estimate = f"about {remaining * sum(seconds) / len(seconds):.0f} s of fitting" if seconds else "no job has run yet"
+    return "\n".join([*lines, f"{len(jobs)} jobs, {remaining} to do in {folder}: {estimate}"])
+
+
+@contextmanager
+def _as_the_running_job(config: DictConfig, run_dir: Path) -> Iterator[None]:
+    """Let `${hydra:...}` resolve in a job's configuration before the job runs."""
+    with read_write(config), open_dict(config):
+        config.hydra.runtime.output_dir = str(run_dir.absolute())
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(config)
+    try:
+        yield
+    finally:
+        HydraConfig.instance().cfg = before

@@ -1,0 +1,34 @@
+"""What the folders of a sweep and of its jobs are called."""
+
+from collections.abc import Sequence
+from hashlib import sha256
+
+MAX_NAME_LENGTH = 120  # characters; TensorBoard shows them all, file systems allow 255
+
+
+def short_keys(keys: Sequence[str]) -> dict[str, str]:
+    """Map each dotted key to its last part, or to itself where two keys would share that."""
+    last_parts = [key.rpartition(".")[2] for key in keys]
+    return {key: last if last_parts.count(last) == 1 else key for key, last in zip(keys, last_parts, strict=True)}
+
+
+def sweep_name(keys: Sequence[str]) -> str:
+    """Return the default name of a sweep over `keys`: `lr,batch_size,seed`."""
+    return shortened(",".join(short_keys(keys).values())) or "single"
+
+
+def job_name(keys: Sequence[str], overrides: Sequence[str]) -> str:
+    """Return the swept part of a job's overrides, legibly: `lr=0.1,batch_size=128,seed=3`.
+
+    Slashes, which cannot stand in a folder's name, become `|`.
+    """
+    values = dict(override.lstrip("+~").split("=", 1) for override in overrides if "=" in override)
+    names = short_keys(keys)
+    return shortened(",".join(f"{names[key]}={values[key]}" for key in keys)).replace("/", "|") or "single"
+
+
+def shortened(name: str) -> str:
+    """Cut a name beyond MAX_NAME_LENGTH, and keep it unique by 8 hex digits of its hash."""
+    if len(name) <= MAX_NAME_LENGTH:
+        return name
+    return f"{name[: MAX_NAME_LENGTH - 9]}-{sha256(name.encode()).hexdigest()[:8]}"

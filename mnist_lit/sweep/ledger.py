@@ -1,0 +1,111 @@
+"""The state of a sweep, read from its files alone, so that any launcher gives the same sweep."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from mnist_lit.errors import UserError
+from mnist_lit.result import FILE_NAME, write_atomically
+
+LEDGER = "sweep.json"
+STOP = ".stop"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep: its folder's name, its overrides, and the hash of its whole configuration."""
+
+    name: str
+    overrides: Sequence[str]
+    config_hash: str
+
+
+def read_result(run_dir: Path) -> dict[str, Any] | None:
+    """Return `result.json` of a run folder as plain data, or None where it is not there yet."""
+    try:
+        result: dict[str, Any] = json.loads((run_dir / FILE_NAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return result
+
+
+def is_done(result: Mapping[str, Any] | None, config_hash: str) -> bool:
+    """Tell whether a run of this configuration has ended by itself, well or diverged."""
+    return result is not None and result["config_hash"] == config_hash and result["status"] in ("finished", "diverged")
+
+
+def register(folder: Path, keys: Sequence[str], settings: Mapping[str, Any], jobs: Sequence[Job]) -> None:
+    """Enter jobs into the sweep's ledger, beside those of earlier calls.
+
+    `keys` are swept; `settings` maps every other dotted key to its value, the same for all jobs. Raises
+    UserError if the folder's earlier runs swept other keys or had other settings: a sweep does not mix them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder / ".lock"):
+        (folder / STOP).unlink(missing_ok=True)
+        ledger = _read(folder) or {"schema_version": 1, "keys": list(keys), "settings": settings, "jobs": []}
+        if ledger["keys"] != list(keys):
+            difference = f"sweep {', '.join(ledger['keys'])}, not {', '.join(keys)}"
+        else:
+            difference = ", ".join(
+                f"have {key}={ledger['settings'].get(key)}, not {settings.get(key)}"
+                for key in sorted(ledger["settings"].keys() | settings.keys())
+                if ledger["settings"].get(key) != settings.get(key)
+            )
+        if difference:
+            raise UserError(
+                f"sweep.name={folder.name}: the runs in {folder} {difference}; choose another sweep.name, or remove them"
+            )
+        entered = {job["name"]: job for job in ledger["jobs"]} | {job.name: asdict(job) for job in jobs}
+        write_atomically(folder / LEDGER, json.dumps(ledger | {"jobs": list(entered.values())}, indent=1) + "\n")
+
+
+def read_jobs(folder: Path) -> list[Job]:
+    """Return the jobs that were entered into a sweep's ledger, in order."""
+    ledger = _read(folder)
+    return [Job(**job) for job in ledger["jobs"]] if ledger else []
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    try:
+        ledger: dict[str, Any] = json.loads((folder / LEDGER).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return ledger
+
+
+def progress_line(folder: Path, name: str) -> str:
+    """Say in one line how far the sweep is: `3/36  lr=0.1,seed=2  val/acc 0.9312  1.6 s  about 53 s left`."""
+    jobs = read_jobs(folder)
+    results = {job.name: read_result(folder / job.name) for job in jobs}
+    result = results.get(name) or {}
+    ended = [job for job in jobs if results[job.name] is not None]
+    spent = [known["fit_seconds"] for known in results.values() if known and known["fit_seconds"]]
+    accuracy = result.get("metrics", {}).get("val/acc")
+    outcome = result.get("status", "not ended") if accuracy is None else f"val/acc {accuracy:.4f}"
+    seconds = result.get("fit_seconds") or 0.0
+    left = (len(jobs) - len(ended)) * sum(spent) / len(spent) if spent else 0.0
+    return f"{len(ended)}/{len(jobs)}  {name}  {outcome}  {seconds:.1f} s  about {left:.0f} s left"
+
+
+@contextmanager
+def claimed(run_dir: Path) -> Iterator[bool]:
+    """Hold a job's folder, and yield whether it could be had: of two processes, one gets it.
+
+    The operating system lets go of it when the process dies, however it dies.
+    """
+    lock = filelock.FileLock(run_dir / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
