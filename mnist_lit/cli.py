@@ -46,6 +46,8 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
             return task(cfg)
         except Exception as error:
             tell_and_exit(error)
+        finally:
+            os.environ["HYDRA_FULL_ERROR"] = "1"
 
     # Hydra prints errors over several lines and exits with 1, unless it is told to raise them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -53,6 +55,8 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(task_in_own_environment)()
     except Exception as error:
         tell_and_exit(error)
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
 @contextmanager

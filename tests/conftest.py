@@ -1,17 +1,25 @@
 """Real digits for every test: the packaged sample, no network, one job in this process unless it must not be."""
 
+import json
+import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from mnist_lit import cli
+from mnist_lit import cli, train
 from mnist_lit.data import sources
 
 # Two busy processes with two threads each on two cores wait for one another most of the time.
@@ -20,6 +28,66 @@ torch.set_num_threads(1)
 
 Compose = Callable[..., DictConfig]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run that has ended, and what it left in its folder."""
+
+    folder: Path
+    config: DictConfig
+    score: float
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        return read_result(self.folder)
+
+    @cached_property
+    def best(self) -> dict[str, Any]:
+        return read_checkpoint(self.folder, "best")
+
+    @cached_property
+    def last(self) -> dict[str, Any]:
+        return read_checkpoint(self.folder, "last")
+
+    @property
+    def history(self) -> dict[str, list[tuple[int, float]]]:
+        """All scalars of the run as lists of (step, value)."""
+        history: dict[str, list[tuple[int, float]]] = self.last["progress"]["history"]
+        return history
+
+    def values(self, tag: str) -> list[float]:
+        return [value for _, value in self.history[tag]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command line ended: its exit code (0 where it returned), and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+Train = Callable[..., Trained]
+Main = Callable[..., Outcome]
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    return result
+
+
+def read_checkpoint(folder: Path, name: str) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    return checkpoint
+
+
+def compose_config(run_dir: Path, *overrides: str, sample: bool = True) -> DictConfig:
+    run_dir.mkdir(exist_ok=True)
+    chosen = ["data=sample"] if sample else []
+    with initialize_config_dir(str(cli.CONF_DIR), version_base="1.3"):
+        return compose("train", [*chosen, f"run_dir={run_dir}", *overrides])
 
 
 @pytest.fixture(autouse=True)
@@ -36,13 +104,77 @@ def make_config(tmp_path: Path) -> Compose:
     """Compose the training configuration over the sample; the run folder is `tmp_path / run`."""
 
     def make(*overrides: str, run: str = "run", sample: bool = True) -> DictConfig:
-        run_dir = tmp_path / run
-        run_dir.mkdir(exist_ok=True)
-        chosen = ["data=sample"] if sample else []
-        with initialize_config_dir(str(cli.CONF_DIR), version_base="1.3"):
-            return compose("train", [*chosen, f"run_dir={run_dir}", *overrides])
+        return compose_config(tmp_path / run, *overrides, sample=sample)
 
     return make
+
+
+@pytest.fixture
+def train_run(tmp_path: Path) -> Train:
+    """Train over the sample in this process; the run folder is `tmp_path / run`.
+
+    Without `full`, there are no pictures and no event file, which take half of so short a run's time.
+    """
+
+    def run_it(*overrides: str, run: str = "run", sample: bool = True, full: bool = False) -> Trained:
+        bare = [] if full else ["callbacks.pictures=null", "logger=none"]
+        config = compose_config(tmp_path / run, *bare, *overrides, sample=sample)
+        return Trained(folder=tmp_path / run, config=config, score=train.train(config))
+
+    return run_it
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """One run of the defaults over the sample, three epochs of 16 steps, for all tests that only read it."""
+    cli.register_resolvers()
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    config = compose_config(folder)
+    return Trained(folder=folder, config=config, score=train.train(config))
+
+
+@pytest.fixture
+def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Main]:
+    """Run `python -m mnist_lit.train ARGUMENTS` in this process, in `tmp_path`, as if it were a new one."""
+    root, file_only = logging.getLogger(), logging.getLogger("mnist_lit.file_only")
+    before = {logger: (logger.level, logger.propagate, list(logger.handlers)) for logger in (root, file_only)}
+    monkeypatch.chdir(tmp_path)
+
+    def restore() -> None:
+        GlobalHydra.instance().clear()
+        HydraConfig.instance().cfg = None
+        for logger, (level, propagate, handlers) in before.items():
+            for handler in set(logger.handlers) - set(handlers):
+                handler.close()
+            logger.setLevel(level)
+            logger.propagate = propagate
+            logger.handlers[:] = handlers
+
+    def run_it(*arguments: str) -> Outcome:
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        monkeypatch.setattr(sys, "argv", ["train", *arguments])
+        capsys.readouterr()
+        code = 0
+        try:
+            train.main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+        finally:
+            restore()
+        printed = capsys.readouterr()
+        return Outcome(code=code, out=printed.out, err=printed.err)
+
+    yield run_it
+    # What a run set for a process of its own.
+    os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Restore the handling of Ctrl-C, which Lightning switches off when it sees one."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

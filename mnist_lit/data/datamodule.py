@@ -145,7 +145,9 @@ class MNISTDataModule(L.LightningDataModule):
             batch_size=batch_size,
             shuffle=shuffle,
             num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            # Kept ones skip the random number that every other start of an epoch draws, so the order of the images
+            # would depend on `num_workers`, and be another one after a resume.
+            persistent_workers=False,
             pin_memory=device_needs_copy and dataset.images.device.type == "cpu",
             collate_fn=_as_is,
         )

@@ -52,4 +52,5 @@ def read_idx(path: Path, *, num_dims: int, md5: str | None) -> Tensor:
         raise UserError(f"{path} is truncated or padded: {len(content):,} of {expected_size:,} bytes")
     if md5 and (found := hashlib.md5(content, usedforsecurity=False).hexdigest()) != md5:
         raise UserError(f"{path} is altered: its MD5 is {found}, not {md5}")
-    return torch.frombuffer(content, dtype=torch.uint8, offset=header_size).reshape(shape)
+    # Sliced, since torch refuses an offset at the end: a file of no images.
+    return torch.frombuffer(content, dtype=torch.uint8)[header_size:].reshape(shape)

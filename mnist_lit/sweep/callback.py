@@ -36,6 +36,14 @@ class SweepCallback(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write and print the report, name the failures, and exit with 1 if there are any."""
+        try:
+            num_failed = self._sum_up(config)
+        except Exception as error:
+            cli.tell_and_exit(error)
+        if num_failed:
+            sys.exit(1)
+
+    def _sum_up(self, config: DictConfig) -> int:
         from mnist_lit.sweep.report import write_report
 
         folder = Path(config.hydra.sweep.dir)
@@ -45,8 +53,7 @@ class SweepCallback(Callback):
         for job in failed:
             result = ledger.read_result(folder / job.name) or {}
             print(f"failed: {job.name}: {result.get('error')}", file=sys.stderr)
-        if failed:
-            sys.exit(1)
+        return len(failed)
 
     def _prepare(self, config: DictConfig) -> None:
         loader = GlobalHydra.instance().config_loader()

@@ -1,0 +1,29 @@
+import pytest
+
+from mnist_lit.sweep.identity import MAX_NAME_LENGTH, job_name, sweep_name
+
+
+def test_a_job_is_named_by_its_swept_values_in_order() -> None:
+    overrides = ["data=sample", "optimizer.lr=0.1", "data.batch_size=128", "seed=3"]
+    assert job_name(["optimizer.lr", "data.batch_size", "seed"], overrides) == "lr=0.1,batch_size=128,seed=3"
+
+
+def test_keys_that_would_look_alike_stay_whole() -> None:
+    keys = ["optimizer.lr", "scheduler.lr", "seed"]
+    assert sweep_name(keys) == "optimizer.lr,scheduler.lr,seed"
+
+
+def test_added_keys_and_slashes_make_folder_names() -> None:
+    overrides = ["+trainer.max_steps=5", "callbacks.checkpoint.monitor=val/loss"]
+    assert job_name(["trainer.max_steps", "callbacks.checkpoint.monitor"], overrides) == "max_steps=5,monitor=val|loss"
+
+
+def test_long_names_are_cut_and_stay_unique() -> None:
+    names = {job_name(["model.hidden_sizes"], [f"model.hidden_sizes=[{'9,' * 100}{last}]"]) for last in (1, 2)}
+    assert len(names) == 2
+    assert {len(name) for name in names} == {MAX_NAME_LENGTH}
+
+
+@pytest.mark.parametrize("keys", [[], ["seed"]])
+def test_a_sweep_has_a_name_whatever_is_swept(keys: list[str]) -> None:
+    assert sweep_name(keys) == ("seed" if keys else "single")

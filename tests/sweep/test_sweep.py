@@ -1,0 +1,201 @@
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mnist_lit.data import sources
+from mnist_lit.train import main
+
+QUICK = ("-m", "data=sample", "trainer.max_epochs=2", "callbacks.pictures.num_images=4")
+Sweep = Callable[..., int]
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
+    """Run `mnist-lit-train -m ...` in this process and in `tmp_path`; return its exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["mnist-lit-train", *QUICK, *arguments])
+        try:
+            main()
+        except SystemExit as ended:
+            return int(ended.code or 0)
+        return 0
+
+    return run
+
+
+def in_child(sweep: Sweep, *arguments: str) -> int:
+    """Start a sweep in a forked process, which has all imports already; return its process id."""
+    pid = os.fork()
+    if pid == 0:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        os._exit(sweep(*arguments))
+    return pid
+
+
+def exit_code(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def results(folder: str) -> dict[str, dict[str, Any]]:
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(Path(folder).glob("*/result.json"))}
+
+
+def weights(folder: str) -> dict[str, dict[str, torch.Tensor]]:
+    return {
+        path.parts[-3]: torch.load(path, weights_only=True)["state_dict"]
+        for path in sorted(Path(folder).glob("*/checkpoints/best.ckpt"))
+    }
+
+
+def assert_same_sweep(one: str, other: str) -> None:
+    first, second = results(one), results(other)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert first[name]["status"] == second[name]["status"]
+        assert first[name]["metrics"] == second[name]["metrics"]
+        assert first[name]["history"] == second[name]["history"]
+    first_weights, second_weights = weights(one), weights(other)
+    assert first_weights.keys() == second_weights.keys() == first.keys()
+    for name, state in first_weights.items():
+        assert all(torch.equal(tensor, second_weights[name][key]) for key, tensor in state.items())
+
+
+def test_every_combination_is_a_run_in_a_legible_folder(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep("optimizer.lr=0.1,0.03", "seed=range(2)") == 0
+    found = results("outputs/sweeps/lr,seed")
+    assert list(found) == ["lr=0.03,seed=0", "lr=0.03,seed=1", "lr=0.1,seed=0", "lr=0.1,seed=1"]
+    assert {result["status"] for result in found.values()} == {"finished"}
+    assert sources.load.cache_info().misses == 1
+    for run_dir in Path("outputs/sweeps/lr,seed").glob("lr*"):
+        assert len(list(run_dir.glob("events.out.tfevents.*"))) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if "/4  " in line]
+    assert [line.split("  ")[:2] for line in lines] == [
+        ["1/4", "lr=0.1,seed=0"],
+        ["2/4", "lr=0.1,seed=1"],
+        ["3/4", "lr=0.03,seed=0"],
+        ["4/4", "lr=0.03,seed=1"],
+    ]
+
+
+def test_the_same_command_again_runs_only_what_is_new(sweep: Sweep) -> None:
+    assert sweep("optimizer.lr=0.1,0.03", "sweep.name=grown") == 0
+    before = {path: path.stat().st_mtime_ns for path in Path("outputs/sweeps/grown").glob("*/result.json")}
+    assert sweep("optimizer.lr=0.1,0.03,0.3", "sweep.name=grown") == 0
+    after = {path: path.stat().st_mtime_ns for path in Path("outputs/sweeps/grown").glob("*/result.json")}
+    assert len(before) == 2
+    assert {path.parent.name for path in after.keys() - before.keys()} == {"lr=0.3"}
+    assert all(after[path] == before[path] for path in before)
+
+
+def test_runs_with_other_unswept_settings_are_not_mixed(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep("optimizer.lr=0.1", "seed=0,1") == 0
+    capsys.readouterr()
+    assert sweep("optimizer.lr=0.1", "seed=0,1", "data.batch_size=50") == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert "have data.batch_size=100, not 50; choose another sweep.name" in captured.err
+
+
+def test_all_jobs_are_checked_before_the_first_trains(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep("optimizer.lr=0.1,abc") == 2
+    assert capsys.readouterr().err == "error: optimizer.lr=abc: must be a number (job lr=abc)\n"
+    assert sweep("data.batch_size=10,0") == 2
+    assert "data.batch_size must be at least 1, got 0 (job batch_size=0)" in capsys.readouterr().err
+    assert not Path("outputs").exists()
+
+
+def test_a_job_that_is_there_twice_is_refused(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep("seed=1,1") == 2
+    assert "1 jobs are there twice, such as seed=1" in capsys.readouterr().err
+
+
+def test_dry_run_lists_the_jobs_and_trains_none(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep("optimizer.lr=0.1,0.03", "seed=0,1", "sweep.dry_run=true") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "to do  lr=0.1,seed=0"
+    assert lines[-1] == "4 jobs, 4 to do in outputs/sweeps/lr,seed: no job has run yet"
+    assert not results("outputs/sweeps/lr,seed")
+
+
+def test_a_failed_job_is_told_recorded_and_tried_again(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("callbacks.checkpoint.monitor=val/nothing,val/acc", "sweep.name=s")
+    assert sweep(*arguments) == 1
+    found = results("outputs/sweeps/s")
+    assert found["monitor=val|nothing"]["status"] == "failed"
+    assert "val/nothing" in found["monitor=val|nothing"]["error"]
+    assert found["monitor=val|acc"]["status"] == "finished"
+    assert "failed: monitor=val|nothing: " in capsys.readouterr().err
+    assert "val/nothing" in Path("outputs/sweeps/s/monitor=val|nothing/train.log").read_text()
+    first_try = Path("outputs/sweeps/s/monitor=val|nothing/result.json").stat().st_mtime_ns
+    assert sweep(*arguments) == 1
+    assert Path("outputs/sweeps/s/monitor=val|nothing/result.json").stat().st_mtime_ns > first_try
+
+
+def test_on_error_stop_leaves_the_rest_undone(sweep: Sweep) -> None:
+    assert sweep("callbacks.checkpoint.monitor=val/nothing,val/acc", "sweep.on_error=stop", "sweep.name=s") == 1
+    assert list(results("outputs/sweeps/s")) == ["monitor=val|nothing"]
+
+
+def test_a_diverged_job_is_a_finding_not_a_failure(sweep: Sweep) -> None:
+    assert sweep("optimizer.lr=0.1,1000", "sweep.name=s") == 0
+    assert {name: result["status"] for name, result in results("outputs/sweeps/s").items()} == {
+        "lr=0.1": "finished",
+        "lr=1000": "diverged",
+    }
+
+
+def test_killed_at_any_moment_a_sweep_ends_in_the_same_bits(sweep: Sweep) -> None:
+    grid = ("optimizer.lr=0.1,0.03", "seed=0,1")
+    began = time.monotonic()
+    assert exit_code(in_child(sweep, *grid, "sweep.name=whole")) == 0
+    duration = time.monotonic() - began
+    moments = random.Random(0)
+    num_killed = 0
+    for _ in range(40):
+        pid = in_child(sweep, *grid, "sweep.name=killed")
+        time.sleep(moments.uniform(0.2, 0.7) * duration)
+        os.kill(pid, signal.SIGKILL)
+        num_killed += exit_code(pid) == -signal.SIGKILL
+        if num_killed >= 10:
+            break
+        if len(results("outputs/sweeps/killed")) == 4:  # start over, until it was killed often enough
+            assert_same_sweep("outputs/sweeps/whole", "outputs/sweeps/killed")
+            Path("outputs/sweeps/killed").rename(f"outputs/sweeps/done{num_killed}")
+    assert num_killed >= 10
+    assert exit_code(in_child(sweep, *grid, "sweep.name=killed")) == 0
+    assert_same_sweep("outputs/sweeps/whole", "outputs/sweeps/killed")
+
+
+def test_ctrl_c_leaves_the_job_interrupted_and_resumable(sweep: Sweep) -> None:
+    arguments = ("seed=0,1", "trainer.max_epochs=100", "sweep.name=s")
+    pid = in_child(sweep, *arguments)
+    checkpoint = Path("outputs/sweeps/s/seed=0/checkpoints/last.ckpt")
+    while not checkpoint.exists():
+        time.sleep(0.05)
+    os.kill(pid, signal.SIGINT)
+    assert exit_code(pid) == 130
+    assert {name: result["status"] for name, result in results("outputs/sweeps/s").items()} == {"seed=0": "interrupted"}
+    assert torch.load(checkpoint, weights_only=True)["epoch"] >= 0
+
+
+def test_two_copies_at_once_share_the_jobs(sweep: Sweep) -> None:
+    arguments = ("optimizer.lr=0.1,0.03", "seed=0,1")
+    assert exit_code(in_child(sweep, *arguments, "sweep.name=alone")) == 0
+    pids = [in_child(sweep, *arguments, "sweep.name=shared") for _ in range(2)]
+    assert [exit_code(pid) for pid in pids] == [0, 0]
+    assert_same_sweep("outputs/sweeps/alone", "outputs/sweeps/shared")
+    for run_dir in Path("outputs/sweeps/shared").glob("lr*"):
+        assert len(list(run_dir.glob("events.out.tfevents.*"))) == 1

@@ -1,0 +1,89 @@
+"""Which way the arrows point: checked on the source, so that no import has to go wrong first."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mnist_lit.cli import PACKAGE
+
+# What knows Hydra besides the entry points.
+KNOW_HYDRA = {"build", "cli"}
+VAGUE = {"util", "utils", "helper", "helpers", "common", "base", "misc", "lib", "tools", "core"}
+
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+# Started by a person, or named to Hydra in conf/hydra; nobody imports them.
+STARTED = {name for name, path in MODULES.items() if '__name__ == "__main__"' in path.read_text(encoding="utf-8")}
+ENTRY_POINTS = STARTED | {"sweep.callback"}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield the dotted name of everything a module imports, wherever it does."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def reach(module: str, packages: tuple[str, ...]) -> list[str]:
+    return [name for name in imports(MODULES[module]) if name.split(".")[0] in packages]
+
+
+def test_there_is_something_to_check() -> None:
+    assert {"train", "build", "cli", "model", "module", "data.sources", "callbacks.progress"} <= MODULES.keys()
+    assert "train" in STARTED
+    assert "hydra.utils.instantiate" in reach("build", ("hydra",))
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - ENTRY_POINTS - KNOW_HYDRA))
+def test_leaf_knows_nothing_of_the_configuration(module: str) -> None:
+    assert reach(module, ("hydra", "omegaconf")) == []
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_nobody_imports_an_entry_point(module: str) -> None:
+    entry_points = {f"mnist_lit.{name}" for name in ENTRY_POINTS}
+    reached = {part for name in reach(module, ("mnist_lit",)) for part in (name, name.rpartition(".")[0])}
+    assert reached & entry_points == set()
+
+
+@pytest.mark.parametrize(
+    ("module", "allowed"),
+    [
+        ("model", set()),
+        ("loss", set()),
+        ("errors", set()),
+        ("data.idx", {"mnist_lit.errors"}),
+        ("data.dataset", set()),
+        ("data.sources", {"mnist_lit.errors", "mnist_lit.data.idx"}),
+        ("module", {"mnist_lit.errors", "mnist_lit.data.dataset"}),
+    ],
+)
+def test_what_reads_alone_imports_little_of_ours(module: str, allowed: set[str]) -> None:
+    assert {name.rpartition(".")[0] for name in reach(module, ("mnist_lit",))} <= allowed
+
+
+def test_network_and_loss_need_torch_only() -> None:
+    for module in ("model", "loss"):
+        others = {name.split(".")[0] for name in imports(MODULES[module])} - set(sys.stdlib_module_names)
+        assert others == {"torch"}
+
+
+def test_names_say_what_is_inside() -> None:
+    assert {part for module in MODULES for part in module.split(".")} & VAGUE == set()
+
+
+@pytest.mark.parametrize("module", ["mnist_lit.train", "mnist_lit.cli"])
+def test_import_waits_with_what_takes_seconds(module: str) -> None:
+    slow = ("torch", "lightning", "torchvision", "torchmetrics", "matplotlib", "tensorboard", "numpy")
+    script = f"import sys, {module}; print(*[name for name in {slow} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == ""

@@ -1,0 +1,184 @@
+import gc
+import re
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from conftest import Command, Main
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigAttributeError
+
+from mnist_lit import cli, train
+from mnist_lit.errors import DivergedError, UserError
+
+
+class Stopped(datetime):
+    @classmethod
+    def now(cls, tz: object = None) -> "Stopped":
+        return cls(2026, 11, 24, 10, 15, 30)
+
+
+def test_new_folder_is_named_by_date_and_time(tmp_path: Path) -> None:
+    folder = Path(cli.new_folder(str(tmp_path / "outputs" / "train")))
+    assert folder.is_dir()
+    assert re.fullmatch(r"outputs/train/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d", str(folder.relative_to(tmp_path)))
+
+
+def test_new_folder_goes_to_one_thread_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "datetime", Stopped)
+    with ThreadPoolExecutor(10) as pool:
+        folders = list(pool.map(cli.new_folder, [str(tmp_path)] * 10))
+    names = {"10-15-30", *(f"10-15-30-{n}" for n in range(2, 11))}
+    assert set(folders) == {str(tmp_path / "2026-11-24" / name) for name in names}
+    assert {path.name for path in (tmp_path / "2026-11-24").iterdir()} == names
+
+
+def test_new_folders_of_one_second_are_counted_from_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "datetime", Stopped)
+    names = [Path(cli.new_folder(str(tmp_path))).name for _ in range(3)]
+    assert names == ["10-15-30", "10-15-30-2", "10-15-30-3"]
+
+
+def test_new_folder_below_a_file_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(NotADirectoryError):
+        cli.new_folder(str(tmp_path / "file"))
+
+
+def test_fast_imports_collects_afterwards_only() -> None:
+    assert gc.isenabled()
+    with cli.fast_imports():
+        pass
+    assert gc.isenabled()
+
+
+def test_fast_imports_collects_after_an_error() -> None:
+    with pytest.raises(ImportError), cli.fast_imports():
+        raise ImportError
+    assert gc.isenabled()
+
+
+def test_runs_after_the_first_keep_no_garbage_for_good() -> None:
+    class Node:
+        itself: "Node"
+
+    node = Node()
+    node.itself = node
+    reference = weakref.ref(node)
+    gc.disable()  # a collection in between would hide what is tested
+    try:
+        del node
+        with cli.fast_imports():
+            pass
+    finally:
+        gc.enable()
+    gc.collect()
+    assert reference() is None
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (UserError("seed=-1: must be from 0"), "seed=-1: must be from 0"),
+        (DivergedError("train/loss became nan"), "train/loss became nan"),
+        (PermissionError(13, "Permission denied", "outputs"), "Permission denied: outputs"),
+        (OSError("no\nspace"), "no space"),
+        (RuntimeError("two\n  lines"), "RuntimeError: two lines"),
+        (HydraException("two\n  lines"), "two lines"),
+    ],
+)
+def test_error_is_described_in_one_line(error: Exception, line: str) -> None:
+    assert cli.describe(error) == line
+
+
+def test_unknown_key_is_described_with_the_known_ones() -> None:
+    config = OmegaConf.create({"optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9}})
+    OmegaConf.set_struct(config, True)
+    with pytest.raises(ConfigAttributeError) as unknown:
+        config.optimizer.lrr = 1
+    error = HydraException("Could not override")
+    error.__cause__ = unknown.value
+    assert cli.describe(error) == "optimizer.lrr is not a key: there are lr, momentum"
+
+
+def test_help_names_examples_and_options(command: Command) -> None:
+    done = command("train", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    for line in (
+        "python -m mnist_lit.train optimizer.lr=0.1 data.batch_size=128 trainer.max_epochs=10",
+        "python -m mnist_lit.train experiment=blog",
+        "tensorboard --logdir outputs",
+        "data: fashion_mnist, kmnist, mnist, sample",
+        "optimizer: adam, adamw, sgd",
+        "scheduler: cosine, none, one_cycle",
+        "logger: both, csv, none, tensorboard",
+    ):
+        assert line in done.stdout
+    assert "Powered by Hydra" not in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+def test_help_makes_no_folder(main: Main, tmp_path: Path) -> None:
+    assert main("--help").code == 0
+    assert main("--cfg", "job").code == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_user_can_mend_exits_with_2_and_one_line(command: Command, tmp_path: Path) -> None:
+    done = command("train", "data=sample", "optimizer.lr=abc")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: optimizer.lr=abc: must be a number\n"
+    assert list(tmp_path.glob("outputs/train/*/*")) == []
+
+
+def test_full_error_gives_a_traceback(command: Command) -> None:
+    done = command("train", "data=sample", "optimizer.lr=abc", HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1
+    assert "Traceback (most recent call last):" in done.stderr
+    assert done.stderr.splitlines()[-1] == "mnist_lit.errors.UserError: optimizer.lr=abc: must be a number"
+
+
+def test_bug_exits_with_1_and_leaves_its_traceback_in_the_log(
+    main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(run: object, cfg: object) -> None:
+        raise ZeroDivisionError("by\nzero")
+
+    monkeypatch.setattr(train, "_execute", broken)
+    outcome = main("data=sample", "hydra.run.dir=run")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err == "error: ZeroDivisionError: by zero\n"
+    log = (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
+    assert "ERROR mnist_lit.file_only: error: ZeroDivisionError: by zero" in log
+    assert "Traceback (most recent call last):" in log
+
+
+def test_refused_run_takes_its_own_folder_away(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "train.log").write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match="^no$"), cli.no_folder_left(folder):
+        raise UserError("no")
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "server.log", "old/train.log"])
+def test_refused_run_removes_nothing_of_the_users(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "run"
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_text("precious", encoding="utf-8")
+    with pytest.raises(UserError), cli.no_folder_left(folder):
+        raise UserError("no")
+    assert (folder / name).read_text(encoding="utf-8") == "precious"
+
+
+def test_run_from_the_command_line_leaves_its_log(main: Main, tmp_path: Path) -> None:
+    outcome = main("debug=fast", "callbacks.pictures=null", "logger=none")
+    assert outcome.code == 0
+    (log,) = tmp_path.glob("outputs/train/*/*/train.log")
+    (line,) = log.read_text(encoding="utf-8").splitlines()
+    assert re.match(r"\d{4}-\d\d-\d\d [\d:,]+ INFO mnist_lit.callbacks.progress: epoch 1/1  train/loss 0\.", line)
+    assert outcome.err.splitlines() == [line.split(": ", 1)[1]]

@@ -1,0 +1,110 @@
+import io
+import logging
+import re
+import sys
+
+import pytest
+from conftest import Compose, Train
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+from mnist_lit.build import build
+from mnist_lit.callbacks.progress import Progress
+
+ALWAYS = ("callbacks.progress.always=true", "test=false")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def frames(drawn: str) -> list[str]:
+    """Return what the bar showed, one text for each time it was drawn."""
+    return [frame for frame in re.split(r"[\r\n]", drawn) if "|" in frame]
+
+
+def test_bar_shows_loss_accuracy_and_speed(train_run: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train_run(*ALWAYS, "callbacks.progress.refresh_rate=4", "trainer.log_every_n_steps=2")
+    last = frames(capsys.readouterr().out)[-1]
+    assert re.match(r"epoch 3/3:? +\|", last)
+    assert "16/16" in last
+    shown = dict(re.findall(r"([\w/]+)=\s*([\d.,]+)", last))
+    assert shown.keys() == {"train/loss", "val/loss", "val/acc", "images/s"}
+    for tag in ("train/loss", "val/loss", "val/acc"):
+        assert shown[tag].rstrip(",") == f"{run.values(tag)[-1]:.4f}"
+    assert int(shown["images/s"].replace(",", "")) > 100
+
+
+def test_bar_shows_in_a_terminal(train_run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    train_run("test=false", "trainer.max_epochs=1", "callbacks.progress.refresh_rate=4")
+    assert any("train/loss=" in frame for frame in frames(terminal.getvalue()))
+
+
+def test_nothing_is_drawn_where_stdout_is_no_terminal(train_run: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    train_run()
+    printed = capsys.readouterr()
+    assert frames(printed.out) == []
+    assert "\r" not in printed.out + printed.err
+
+
+def test_bar_is_drawn_once_a_refresh(train_run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+
+    def counting(self: Tqdm, *args: object, **kwargs: object) -> object:
+        if not self.disable:
+            drawn.append(int(self.n))
+        return display(self, *args, **kwargs)
+
+    display = Tqdm.display
+    monkeypatch.setattr(Tqdm, "display", counting)
+    train_run(*ALWAYS, "callbacks.progress.refresh_rate=3", "trainer.max_epochs=1", "data.val_size=0",
+              "callbacks.checkpoint.monitor=null")
+    # 20 steps; the bar's birth and the epoch's end draw it too, at 0 and 20.
+    assert [n for n in drawn if 0 < n < 20] == [3, 6, 9, 12, 15, 18]
+    assert drawn[-1] == 20
+
+
+def test_validation_and_test_draw_no_bar_of_their_own(train_run: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    train_run("callbacks.progress.always=true", "trainer.max_epochs=1", "callbacks.progress.refresh_rate=1")
+    drawn = frames(capsys.readouterr().out)
+    assert {frame.split()[0].lower() for frame in drawn} == {"training", "epoch"}
+    assert len([frame for frame in drawn if frame.startswith("epoch 1/1")]) >= 14
+
+
+def test_each_epoch_leaves_a_line_behind(train_run: Train, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="mnist_lit"):
+        run = train_run("test=false")
+    lines = [record.getMessage() for record in caplog.records if record.name == "mnist_lit.callbacks.progress"]
+    assert len(lines) == 3
+    # The last loss logged by the end of each epoch: of steps 10, 30 and 40.
+    losses = [dict(run.history["train/loss"])[step] for step in (10, 30, 40)]
+    for epoch, line in enumerate(lines):
+        start = (
+            f"epoch {epoch + 1}/3  train/loss {losses[epoch]:.4f}  val/loss {run.values('val/loss')[epoch]:.4f}  "
+            f"val/acc {run.values('val/acc')[epoch]:.4f}  images/s "
+        )
+        assert line.startswith(start)
+        assert int(line.removeprefix(start).replace(",", "")) > 100
+
+
+def test_epochs_without_an_end_are_counted_alone(train_run: Train, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="mnist_lit"):
+        train_run("trainer.max_epochs=-1", "+trainer.max_steps=20", "test=false")
+    assert [message.split("  ")[0] for message in caplog.messages] == ["epoch 1", "epoch 2"]
+
+
+@pytest.mark.parametrize(("always", "is_terminal"), [(False, False), (False, True), (True, False)])
+def test_always_and_terminal_decide(
+    make_config: Compose, monkeypatch: pytest.MonkeyPatch, always: bool, is_terminal: bool
+) -> None:
+    monkeypatch.setattr(sys, "stdout", Terminal() if is_terminal else io.StringIO())
+    run = build(make_config(f"callbacks.progress.always={always}".lower()))
+    (progress,) = (callback for callback in run.trainer.callbacks if isinstance(callback, Progress))  # type: ignore[attr-defined]
+    assert progress.is_enabled == (always or is_terminal)
+
+
+def test_refresh_rate_below_1_is_refused() -> None:
+    with pytest.raises(ValueError, match="^refresh_rate must be at least 1, got 0$"):
+        Progress(refresh_rate=0, always=False)

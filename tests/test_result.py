@@ -1,0 +1,189 @@
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mnist_lit import result
+from mnist_lit.result import Result, config_hash, git_commit, write_atomically
+
+
+def make(**changes: Any) -> Result:
+    fields: dict[str, Any] = {
+        "status": "finished",
+        "config_hash": "0123456789abcdef",
+        "overrides": ["seed=3"],
+        "seed": 3,
+        "device": "1 x cpu (2 threads)",
+        "num_parameters": 7,
+    }
+    return Result(**(fields | changes))
+
+
+def strictly(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_written_result_reads_back(tmp_path: Path) -> None:
+    make(metrics={"val/acc": 0.5}, best_epoch=0, history={"val/acc": [(16, 0.5)]}).write(tmp_path)
+    record = strictly((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert record | {
+        "schema_version": 1,
+        "status": "finished",
+        "overrides": ["seed=3"],
+        "seed": 3,
+        "metrics": {"val/acc": 0.5},
+        "best_epoch": 0,
+        "fit_seconds": None,
+        "error": None,
+        "history": {"val/acc": [[16, 0.5]]},
+    } == record
+    assert record["versions"].keys() == {"python", "mnist-lit", "torch", "lightning", "hydra-core"}
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_nan_and_infinity_become_null(tmp_path: Path) -> None:
+    nan, infinity = float("nan"), float("inf")
+    make(
+        metrics={"val/loss": nan, "val/acc": 0.1}, fit_seconds=-infinity, history={"train/loss": [(10, infinity)]}
+    ).write(tmp_path)
+    record = strictly((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert record["metrics"] == {"val/loss": None, "val/acc": 0.1}
+    assert record["fit_seconds"] is None
+    assert record["history"] == {"train/loss": [[10, None]]}
+
+
+def test_text_in_any_language_is_kept(tmp_path: Path) -> None:
+    make(error="Größe 数字 \"quoted\"").write(tmp_path)
+    assert strictly((tmp_path / "result.json").read_text(encoding="utf-8"))["error"] == "Größe 数字 \"quoted\""
+
+
+def test_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Path, target: Path) -> Path:
+        raise OSError("no space")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="^no space$"):
+        make().write(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+
+    def fail(self: Path, data: str, *args: object, **kwargs: object) -> int:
+        self.write_bytes(data.encode()[:1])
+        raise OSError("no space")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(OSError, match="^no space$"):
+        write_atomically(path, "new")
+    assert path.read_text(encoding="utf-8") == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_reader_never_sees_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+    seen = []
+    replace = Path.replace
+
+    def looking(self: Path, target: Path) -> Path:
+        seen.append((path.read_text(encoding="utf-8"), self.read_text(encoding="utf-8"), self.parent))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", looking)
+    write_atomically(path, "new")
+    assert seen == [("old", "new", tmp_path)]
+    assert path.read_text(encoding="utf-8") == "new"
+
+
+CONFIG = {
+    "data": {"root": "data", "batch_size": 64},
+    "optimizer": {"lr": 0.1, "momentum": 0.9},
+    "model": {"hidden_sizes": [8, 4]},
+    "seed": 0,
+    "run_dir": "a",
+}
+
+
+def test_hash_is_sixteen_hex_digits() -> None:
+    assert re.fullmatch("[0-9a-f]{16}", config_hash(CONFIG))
+
+
+def test_hash_does_not_depend_on_folders_or_the_order_of_keys() -> None:
+    same = {
+        "run_dir": "b",
+        "seed": 0,
+        "model": {"hidden_sizes": [8, 4]},
+        "optimizer": {"momentum": 0.9, "lr": 0.1},
+        "data": {"batch_size": 64, "root": "elsewhere"},
+    }
+    assert config_hash(same) == config_hash(CONFIG)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimizer": {"lr": 0.2, "momentum": 0.9}},
+        {"model": {"hidden_sizes": [4, 8]}},
+        {"data": {"root": "data", "batch_size": 65}},
+        {"seed": 1},
+        {"new": None},
+    ],
+)
+def test_hash_changes_with_what_matters(change: dict[str, Any]) -> None:
+    assert config_hash(CONFIG | change) != config_hash(CONFIG)
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=Tester", "-c", "user.email=tester@example.com", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(
+        ["git", *identity, *arguments], cwd=folder, capture_output=True, text=True, timeout=30, check=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let the package lie in a repository of its own, with one commit."""
+    (tmp_path / "mnist_lit").mkdir()
+    (tmp_path / "mnist_lit" / "result.py").write_text("", encoding="utf-8")
+    (tmp_path / "pyproject.toml").write_text("", encoding="utf-8")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    git(tmp_path, "tag", "-am", "a tag must not take the commit's place", "v1")
+    monkeypatch.setattr(result, "__file__", str(tmp_path / "mnist_lit" / "result.py"))
+    return tmp_path
+
+
+def test_commit_of_a_checkout_and_whether_it_was_changed(checkout: Path) -> None:
+    commit = git(checkout, "rev-parse", "HEAD")
+    assert re.fullmatch("[0-9a-f]{40}", commit)
+    assert git_commit() == commit
+    (checkout / "pyproject.toml").write_text("changed", encoding="utf-8")
+    assert git_commit() == f"{commit}-dirty"
+
+
+def test_no_commit_for_an_installed_package_in_someone_elses_repository(checkout: Path) -> None:
+    (checkout / "pyproject.toml").unlink()
+    assert git_commit() is None
+
+
+def test_no_commit_without_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pyproject.toml").write_text("", encoding="utf-8")
+    monkeypatch.setattr(result, "__file__", str(tmp_path / "mnist_lit" / "result.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_commit() is None
+
+
+def test_no_commit_without_git(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(checkout / "nothing"))
+    assert git_commit() is None
