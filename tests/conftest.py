@@ -1,5 +1,6 @@
 """Real digits for every test: the packaged sample, no network, one job in this process unless it must not be."""
 
+import gc
 import json
 import logging
 import os
@@ -79,7 +80,9 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(folder: Path, name: str) -> dict[str, Any]:
-    checkpoint: dict[str, Any] = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    checkpoint: dict[str, Any] = torch.load(
+        folder / "checkpoints" / f"{name}.ckpt", map_location="cpu", weights_only=True
+    )
     return checkpoint
 
 
@@ -90,13 +93,34 @@ def compose_config(run_dir: Path, *overrides: str, sample: bool = True) -> DictC
         return compose("train", [*chosen, f"run_dir={run_dir}", *overrides])
 
 
+def pytest_collection_finish() -> None:
+    """Spare garbage collection the half million objects that the imports have made."""
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _as_found() -> Iterator[None]:
-    """Leave torch's global settings, and the cache of data sets, as a new process has them."""
+    """Leave torch's, Hydra's and logging's global state, and the cache of data sets, as a new process has them."""
     cli.register_resolvers()
     yield
     torch.use_deterministic_algorithms(False)
     sources.load.cache_clear()
+    forget_hydra()
+
+
+def forget_hydra() -> None:
+    """Undo what a run by Hydra leaves in its process: its singletons, and handlers of its log file."""
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None
+    root, file_only = logging.getLogger(), logging.getLogger("mnist_lit.file_only")
+    root.setLevel(logging.WARNING)
+    file_only.propagate = True
+    for logger in (root, file_only):
+        for handler in list(logger.handlers):
+            # Pytest's own are of classes of its own.
+            if type(handler) in (logging.StreamHandler, logging.FileHandler):
+                logger.removeHandler(handler)
+                handler.close()
 
 
 @pytest.fixture
@@ -136,31 +160,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 @pytest.fixture
 def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Main]:
     """Run `python -m mnist_lit.train ARGUMENTS` in this process, in `tmp_path`, as if it were a new one."""
-    root, file_only = logging.getLogger(), logging.getLogger("mnist_lit.file_only")
-    before = {logger: (logger.level, logger.propagate, list(logger.handlers)) for logger in (root, file_only)}
     monkeypatch.chdir(tmp_path)
 
-    def restore() -> None:
-        GlobalHydra.instance().clear()
-        HydraConfig.instance().cfg = None
-        for logger, (level, propagate, handlers) in before.items():
-            for handler in set(logger.handlers) - set(handlers):
-                handler.close()
-            logger.setLevel(level)
-            logger.propagate = propagate
-            logger.handlers[:] = handlers
-
-    def run_it(*arguments: str) -> Outcome:
-        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    def run_it(*arguments: str, full_error: bool = False) -> Outcome:
+        monkeypatch.setenv("HYDRA_FULL_ERROR", str(int(full_error)))
         monkeypatch.setattr(sys, "argv", ["train", *arguments])
         capsys.readouterr()
         code = 0
         try:
             train.main()
         except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
         finally:
-            restore()
+            forget_hydra()
         printed = capsys.readouterr()
         return Outcome(code=code, out=printed.out, err=printed.err)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Command, Main
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError
 
@@ -134,11 +134,17 @@ def test_what_a_user_can_mend_exits_with_2_and_one_line(command: Command, tmp_pa
     assert list(tmp_path.glob("outputs/train/*/*")) == []
 
 
-def test_full_error_gives_a_traceback(command: Command) -> None:
-    done = command("train", "data=sample", "optimizer.lr=abc", HYDRA_FULL_ERROR="1")
-    assert done.returncode == 1
-    assert "Traceback (most recent call last):" in done.stderr
-    assert done.stderr.splitlines()[-1] == "mnist_lit.errors.UserError: optimizer.lr=abc: must be a number"
+def test_full_error_is_raised_as_it_is(main: Main) -> None:
+    with pytest.raises(UserError) as error:
+        main("data=sample", "optimizer.lr=abc", full_error=True)
+    assert str(error.value) == "optimizer.lr=abc: must be a number"
+    # Python prints the whole way down to where it was found.
+    assert {"main", "train", "check"} <= {entry.name for entry in error.traceback}
+
+
+def test_full_error_is_raised_before_there_is_a_configuration(main: Main) -> None:
+    with pytest.raises(MissingConfigException):
+        main("optimizer=sdg", full_error=True)
 
 
 def test_bug_exits_with_1_and_leaves_its_traceback_in_the_log(
@@ -160,7 +166,7 @@ def test_refused_run_takes_its_own_folder_away(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "train.log").write_text("", encoding="utf-8")
-    with pytest.raises(UserError, match="^no$"), cli.no_folder_left(folder):
+    with pytest.raises(UserError, match=r"^no$"), cli.no_folder_left(folder):
         raise UserError("no")
     assert not folder.exists()
 

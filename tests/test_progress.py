@@ -2,6 +2,7 @@ import io
 import logging
 import re
 import sys
+from typing import Any
 
 import pytest
 from conftest import Compose, Train
@@ -52,15 +53,20 @@ def test_nothing_is_drawn_where_stdout_is_no_terminal(train_run: Train, capsys: 
 def test_bar_is_drawn_once_a_refresh(train_run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
 
-    def counting(self: Tqdm, *args: object, **kwargs: object) -> object:
+    def counting(self: Tqdm, *args: Any, **kwargs: Any) -> Any:
         if not self.disable:
             drawn.append(int(self.n))
         return display(self, *args, **kwargs)
 
     display = Tqdm.display
     monkeypatch.setattr(Tqdm, "display", counting)
-    train_run(*ALWAYS, "callbacks.progress.refresh_rate=3", "trainer.max_epochs=1", "data.val_size=0",
-              "callbacks.checkpoint.monitor=null")
+    train_run(
+        *ALWAYS,
+        "callbacks.progress.refresh_rate=3",
+        "trainer.max_epochs=1",
+        "data.val_size=0",
+        "callbacks.checkpoint.monitor=null",
+    )
     # 20 steps; the bar's birth and the epoch's end draw it too, at 0 and 20.
     assert [n for n in drawn if 0 < n < 20] == [3, 6, 9, 12, 15, 18]
     assert drawn[-1] == 20
@@ -106,5 +112,5 @@ def test_always_and_terminal_decide(
 
 
 def test_refresh_rate_below_1_is_refused() -> None:
-    with pytest.raises(ValueError, match="^refresh_rate must be at least 1, got 0$"):
+    with pytest.raises(ValueError, match=r"^refresh_rate must be at least 1, got 0$"):
         Progress(refresh_rate=0, always=False)

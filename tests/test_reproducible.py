@@ -1,4 +1,5 @@
 import shlex
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def test_seed_fixes_the_order_of_the_images(train_run: Train, monkeypatch: pytes
     assert order(0, "again") == first
     assert order(1, "other")[0] != first[0]
     assert first[16:] != first[:16]
-    assert sorted(sum(first[16:], [])) == sorted(sum(first[:16], []))
+    assert sorted(chain(*first[16:])) == sorted(chain(*first[:16]))
 
 
 def test_split_depends_on_its_own_seed_only(make_config: Compose) -> None:

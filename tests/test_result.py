@@ -32,17 +32,21 @@ def strictly(text: str) -> Any:
 def test_written_result_reads_back(tmp_path: Path) -> None:
     make(metrics={"val/acc": 0.5}, best_epoch=0, history={"val/acc": [(16, 0.5)]}).write(tmp_path)
     record = strictly((tmp_path / "result.json").read_text(encoding="utf-8"))
-    assert record | {
-        "schema_version": 1,
-        "status": "finished",
-        "overrides": ["seed=3"],
-        "seed": 3,
-        "metrics": {"val/acc": 0.5},
-        "best_epoch": 0,
-        "fit_seconds": None,
-        "error": None,
-        "history": {"val/acc": [[16, 0.5]]},
-    } == record
+    assert (
+        record
+        | {
+            "schema_version": 1,
+            "status": "finished",
+            "overrides": ["seed=3"],
+            "seed": 3,
+            "metrics": {"val/acc": 0.5},
+            "best_epoch": 0,
+            "fit_seconds": None,
+            "error": None,
+            "history": {"val/acc": [[16, 0.5]]},
+        }
+        == record
+    )
     assert record["versions"].keys() == {"python", "mnist-lit", "torch", "lightning", "hydra-core"}
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
@@ -59,8 +63,8 @@ def test_nan_and_infinity_become_null(tmp_path: Path) -> None:
 
 
 def test_text_in_any_language_is_kept(tmp_path: Path) -> None:
-    make(error="Größe 数字 \"quoted\"").write(tmp_path)
-    assert strictly((tmp_path / "result.json").read_text(encoding="utf-8"))["error"] == "Größe 数字 \"quoted\""
+    make(error='Größe 数字 "quoted"').write(tmp_path)
+    assert strictly((tmp_path / "result.json").read_text(encoding="utf-8"))["error"] == 'Größe 数字 "quoted"'
 
 
 def test_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +72,7 @@ def test_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError("no space")
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="^no space$"):
+    with pytest.raises(OSError, match=r"^no space$"):
         make().write(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -82,7 +86,7 @@ def test_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
         raise OSError("no space")
 
     monkeypatch.setattr(Path, "write_text", fail)
-    with pytest.raises(OSError, match="^no space$"):
+    with pytest.raises(OSError, match=r"^no space$"):
         write_atomically(path, "new")
     assert path.read_text(encoding="utf-8") == "old"
     assert list(tmp_path.iterdir()) == [path]
@@ -108,8 +112,9 @@ CONFIG = {
     "data": {"root": "data", "batch_size": 64},
     "optimizer": {"lr": 0.1, "momentum": 0.9},
     "model": {"hidden_sizes": [8, 4]},
+    "callbacks": {"checkpoint": {"dirpath": "/runs/first/checkpoints"}},
     "seed": 0,
-    "run_dir": "a",
+    "run_dir": "/runs/first",
 }
 
 
@@ -119,7 +124,8 @@ def test_hash_is_sixteen_hex_digits() -> None:
 
 def test_hash_does_not_depend_on_folders_or_the_order_of_keys() -> None:
     same = {
-        "run_dir": "b",
+        "run_dir": "/runs/second",
+        "callbacks": {"checkpoint": {"dirpath": "/runs/second/checkpoints"}},
         "seed": 0,
         "model": {"hidden_sizes": [8, 4]},
         "optimizer": {"momentum": 0.9, "lr": 0.1},
@@ -135,6 +141,7 @@ def test_hash_does_not_depend_on_folders_or_the_order_of_keys() -> None:
         {"model": {"hidden_sizes": [4, 8]}},
         {"data": {"root": "data", "batch_size": 65}},
         {"seed": 1},
+        {"callbacks": {"checkpoint": {"dirpath": "/runs/third/checkpoints"}}},
         {"new": None},
     ],
 )

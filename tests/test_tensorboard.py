@@ -114,22 +114,26 @@ def hparams(events: Any) -> dict[str, Any]:
 def test_hparams_row_has_the_columns_with_their_values(events: Any) -> None:
     row = hparams(events)[metadata.SESSION_START_INFO_TAG].session_start_info.hparams
     values = {key: getattr(value, value.WhichOneof("kind")) for key, value in row.items()}
-    assert values | {
-        "data.name": "MNIST",
-        "data.batch_size": 100,
-        "data.val_size": 400,
-        "model.hidden_sizes": "[256, 64]",
-        "model.activation": "ReLU",
-        "model.dropout": 0.0,
-        "loss.path": "mnist_lit.loss.one_hot_mse",
-        "optimizer._target_": "torch.optim.SGD",
-        "optimizer.lr": 0.01,
-        "optimizer.momentum": 0.9,
-        "trainer.max_epochs": 3,
-        "trainer.precision": "32-true",
-        "trainer.gradient_clip_val": "None",
-        "seed": 0,
-    } == values
+    assert (
+        values
+        | {
+            "data.name": "MNIST",
+            "data.batch_size": 100,
+            "data.val_size": 400,
+            "model.hidden_sizes": "[256, 64]",
+            "model.activation": "ReLU",
+            "model.dropout": 0.0,
+            "loss.path": "mnist_lit.loss.one_hot_mse",
+            "optimizer._target_": "torch.optim.SGD",
+            "optimizer.lr": 0.01,
+            "optimizer.momentum": 0.9,
+            "trainer.max_epochs": 3,
+            "trainer.precision": "32-true",
+            "trainer.gradient_clip_val": "None",
+            "seed": 0,
+        }
+        == values
+    )
     assert not [key for key in values if key.startswith(("callbacks", "logger", "data.checksums", "run_dir"))]
 
 

