@@ -63,9 +63,10 @@ class Classifier(L.LightningModule):
         self.build_optimizer = optimizer
         self.schedule = schedule
         # Fed by validation and test alike, which never run at the same time; Lightning resets them.
-        self.eval_loss = MeanMetric()
+        self.eval_loss = MeanMetric(nan_strategy="disable")  # a NaN must show, not be left out
         self.eval_acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.images_seen = 0
+        self.lr = 0.0
         self.history: dict[str, list[tuple[int, float]]] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -83,6 +84,7 @@ class Classifier(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
+        self.lr = self.trainer.optimizers[0].param_groups[0]["lr"]  # a schedule moves it before the step is logged
         loss, _ = self._step(batch)
         return loss
 
@@ -128,7 +130,7 @@ class Classifier(L.LightningModule):
             self._record(
                 {
                     "train/loss": loss,
-                    "lr": self.trainer.optimizers[0].param_groups[0]["lr"],
+                    "lr": self.lr,
                     "epoch": self.trainer.current_epoch + (batch_idx + 1) / self.trainer.num_training_batches,
                     "images_seen": self.images_seen,
                 }
@@ -182,7 +184,10 @@ class Classifier(L.LightningModule):
         }
         self.eval_loss.reset()
         self.eval_acc.reset()
-        self.log_dict(metrics, sync_dist=self.trainer.world_size > 1)
+        # For callbacks; to the loggers by hand, since Lightning would write them a step too early.
+        self.log_dict(metrics, logger=False, sync_dist=self.trainer.world_size > 1)
+        for logger in self.loggers:
+            logger.log_metrics(metrics, self.trainer.global_step)
         for tag, value in metrics.items():
             self.history.setdefault(tag, []).append((self.trainer.global_step, value))
         self._stop_if_diverged(f"{split}/loss", metrics[f"{split}/loss"])

@@ -1,6 +1,5 @@
 """Real digits for every test: the packaged sample, no network, one job in this process unless it must not be."""
 
-import gc
 import json
 import logging
 import os
@@ -91,11 +90,6 @@ def compose_config(run_dir: Path, *overrides: str, sample: bool = True) -> DictC
     chosen = ["data=sample"] if sample else []
     with initialize_config_dir(str(cli.CONF_DIR), version_base="1.3"):
         return compose("train", [*chosen, f"run_dir={run_dir}", *overrides])
-
-
-def pytest_collection_finish() -> None:
-    """Spare garbage collection the half million objects that the imports have made."""
-    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -50,7 +50,8 @@ class Pictures(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw the loss curve and the first layer's weights."""
         assert isinstance(pl_module, Classifier)
-        _publish(trainer, "loss_curve", draw_curves(pl_module.history))
+        if pl_module.history:  # a run may end before its first point
+            _publish(trainer, "loss_curve", draw_curves(pl_module.history))
         weights = _first_layer_images(pl_module.model)
         if weights is not None:
             weights = weights[: self.num_images]

@@ -58,9 +58,7 @@ def register(folder: Path, keys: Sequence[str], settings: Mapping[str, Any], job
                 if ledger["settings"].get(key) != settings.get(key)
             )
         if difference:
-            raise UserError(
-                f"sweep.name={folder.name}: the runs in {folder} {difference}; choose another sweep.name, or remove them"
-            )
+            raise UserError(f"sweep.name={folder.name}: the runs in {folder} {difference}; choose another sweep.name")
         entered = {job["name"]: job for job in ledger["jobs"]} | {job.name: asdict(job) for job in jobs}
         write_atomically(folder / LEDGER, json.dumps(ledger | {"jobs": list(entered.values())}, indent=1) + "\n")
 
