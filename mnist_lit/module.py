@@ -172,7 +172,7 @@ class Classifier(L.LightningModule):
 
     def _eval_step(self, batch: Batch) -> Tensor:
         loss, logits = self._step(batch)
-        self.eval_loss.update(loss, weight=len(logits))
+        self.eval_loss.update(loss.expand(len(logits)))  # a mean over images, not batches
         self.eval_acc.update(logits, batch[1])
         return logits
 
