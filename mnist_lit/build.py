@@ -7,6 +7,7 @@ plain arguments.
 import difflib
 import inspect
 import logging
+import math
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch.utils import deterministic
 
 from mnist_lit.data import MNISTDataModule
-from mnist_lit.errors import UserError
+from mnist_lit.errors import UserError, in_one_line
 from mnist_lit.module import Classifier
 from mnist_lit.run import Run
 
@@ -33,6 +34,10 @@ from mnist_lit.run import Run
 logging.getLogger("lightning").handlers.clear()
 for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
     logging.getLogger(name).setLevel(logging.WARNING)
+# Hydra logs what it also raises, over several lines.
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
+
+MONITORED = ("val/acc", "val/loss")
 
 
 def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
@@ -77,8 +82,30 @@ def preflight(cfg: DictConfig) -> tuple[dict[str, Any], MNISTDataModule, Classif
         schedule=_instantiate("scheduler", cfg.scheduler) if cfg.scheduler else None,
         num_classes=len(datamodule.class_names),
     )
-    _try("optimizer", lambda: module.build_optimizer(module.parameters()))
+    optimizer = _try("optimizer", lambda: module.build_optimizer(module.parameters()))
+    schedule = module.schedule
+    if schedule is not None:
+        length = {schedule.length_argument: 100} if schedule.length_argument else {}
+        _try("scheduler.scheduler", lambda: schedule.scheduler(optimizer, **length))
+    _check_shapes(module, len(datamodule.class_names))
     return config, datamodule, module
+
+
+def _check_shapes(module: Classifier, num_classes: int) -> None:
+    """Send one black image through the network."""
+    module.eval()
+    try:
+        with torch.no_grad():
+            logits = module(torch.zeros(1, 28, 28))
+    except RuntimeError as error:
+        raise UserError(f"model: takes no images of 28 x 28 pixels: {in_one_line(error)}") from error
+    finally:
+        module.train()
+    if logits.shape != (1, num_classes):
+        raise UserError(
+            f"model: gives {list(logits.shape[1:])} numbers for the {num_classes} classes of data.class_names; "
+            f"set model.num_classes={num_classes}"
+        )
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
@@ -118,8 +145,19 @@ def _check_together(config: dict[str, Any]) -> None:
             f"trainer.gradient_clip_val={trainer['gradient_clip_val']}: Lightning cannot clip for a fused optimizer in "
             f"trainer.precision={trainer['precision']}; set optimizer.fused=false"
         )
+    for key in ("log_every_n_steps", "check_val_every_n_epoch"):
+        if trainer.get(key) is not None and trainer[key] < 1:
+            raise UserError(f"trainer.{key}={trainer[key]}: must be at least 1")
+    if trainer.get("limit_train_batches") == 0:
+        raise UserError("trainer.limit_train_batches=0: leaves nothing to train on; set it to null for all batches")
+    if (trainer.get("gradient_clip_val") or 0) < 0:
+        raise UserError(f"trainer.gradient_clip_val={trainer['gradient_clip_val']}: must be above 0, or null: none")
+    if not 0 < optimizer.get("lr", 1) < math.inf:
+        raise UserError(f"optimizer.lr={optimizer['lr']}: must be above 0")
     for name, callback in config["callbacks"].items():
         monitor = (callback or {}).get("monitor")
+        if monitor is not None and monitor not in MONITORED:
+            raise UserError(f"callbacks.{name}.monitor={monitor}: must be {' or '.join(MONITORED)}")
         if data["val_size"] == 0 and str(monitor).startswith("val/"):
             raise UserError(
                 f"callbacks.{name}.monitor={monitor}: data.val_size=0 leaves nothing to validate on; set it to null"
@@ -157,7 +195,7 @@ def _locate(key: str, target: str) -> Callable[..., Any]:
     try:
         found: Callable[..., Any] = get_object(target)
     except Exception as error:  # whatever importing a user's module raises
-        raise UserError(f"{key}._target_={target}: cannot be imported: {error}") from error
+        raise UserError(f"{key}._target_={target}: cannot be imported: {in_one_line(error)}") from error
     return found
 
 

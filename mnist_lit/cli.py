@@ -53,6 +53,8 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(task_in_own_environment)()
+    except ValueError as error:  # Hydra's, for a part set to null
+        tell_and_exit(UserError(f"{' '.join(sys.argv[1:])}: {error}"))
     except Exception as error:
         tell_and_exit(error)
     finally:
@@ -135,9 +137,11 @@ def describe(error: BaseException) -> str:
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
         known = [str(key) for key in cause.parent_node if not str(key).startswith("_")]
         return f"{cause.full_key} is not a key: there are {', '.join(known)}"
-    if isinstance(error, MissingConfigException) and error.options is not None:
+    if isinstance(error, MissingConfigException) and "/" in str(error.missing_cfg_file):
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={option}: no such option, there are {', '.join(error.options)}"
+        # Hydra gives no options for a group that takes a list.
+        options = error.options or sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+        return f"{group}={option}: no such option, there are {', '.join(options)}"
     if isinstance(error, HydraException | OmegaConfBaseException):
         return " ".join(str(cause if isinstance(cause, OmegaConfBaseException) else error).split())
     if isinstance(error, OSError):

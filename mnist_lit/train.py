@@ -45,6 +45,7 @@ def train(cfg: DictConfig) -> float:
         raise UserError(f"{run_dir} belongs to another run: leave hydra.run.dir out, or name a new folder")
     with cli.no_folder_left(run_dir):
         run = _build(cfg)
+        run.datamodule.prepare_data()
     result = _execute(run, cfg)
     if run.trainer.is_global_zero:
         _show(result, run_dir)

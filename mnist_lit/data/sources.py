@@ -76,7 +76,7 @@ class Source:
     source_dir: Path | None
     fetch_from: tuple[str, ...]
     npm_package: str | None
-    checksums: Mapping[str, str] = field(hash=False)
+    checksums: Mapping[str, str | None] = field(hash=False)
 
     @property
     def folder(self) -> Path:

@@ -131,22 +131,24 @@ def test_dry_run_lists_the_jobs_and_trains_none(sweep: Sweep, capsys: pytest.Cap
 
 
 def test_a_failed_job_is_told_recorded_and_tried_again(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("callbacks.checkpoint.monitor=val/nothing,val/acc", "sweep.name=s")
+    Path("file").touch()
+    arguments = ("callbacks.checkpoint.dirpath=file/x,ok", "sweep.name=s")
     assert sweep(*arguments) == 1
     found = results("outputs/sweeps/s")
-    assert found["monitor=val|nothing"]["status"] == "failed"
-    assert "val/nothing" in found["monitor=val|nothing"]["error"]
-    assert found["monitor=val|acc"]["status"] == "finished"
-    assert "failed: monitor=val|nothing: " in capsys.readouterr().err
-    assert "val/nothing" in Path("outputs/sweeps/s/monitor=val|nothing/train.log").read_text()
-    first_try = Path("outputs/sweeps/s/monitor=val|nothing/result.json").stat().st_mtime_ns
+    assert found["dirpath=file|x"]["status"] == "failed"
+    assert "file/x" in found["dirpath=file|x"]["error"]
+    assert found["dirpath=ok"]["status"] == "finished"
+    assert "failed: dirpath=file|x: " in capsys.readouterr().err
+    assert "file/x" in Path("outputs/sweeps/s/dirpath=file|x/train.log").read_text()
+    first_try = Path("outputs/sweeps/s/dirpath=file|x/result.json").stat().st_mtime_ns
     assert sweep(*arguments) == 1
-    assert Path("outputs/sweeps/s/monitor=val|nothing/result.json").stat().st_mtime_ns > first_try
+    assert Path("outputs/sweeps/s/dirpath=file|x/result.json").stat().st_mtime_ns > first_try
 
 
 def test_on_error_stop_leaves_the_rest_undone(sweep: Sweep) -> None:
-    assert sweep("callbacks.checkpoint.monitor=val/nothing,val/acc", "sweep.on_error=stop", "sweep.name=s") == 1
-    assert list(results("outputs/sweeps/s")) == ["monitor=val|nothing"]
+    Path("file").touch()
+    assert sweep("callbacks.checkpoint.dirpath=file/x,ok", "sweep.on_error=stop", "sweep.name=s") == 1
+    assert list(results("outputs/sweeps/s")) == ["dirpath=file|x"]
 
 
 def test_a_diverged_job_is_a_finding_not_a_failure(sweep: Sweep) -> None:

@@ -1,0 +1,283 @@
+"""Whatever is wrong in a command line or a data file: one line that says what, exit code 2, and no folder."""
+
+import gzip
+import resource
+import shutil
+import struct
+from collections.abc import Callable
+from functools import cache
+from itertools import zip_longest
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Compose, Main, Outcome, compose_config
+from omegaconf import DictConfig, OmegaConf
+
+from mnist_lit.build import build, check
+from mnist_lit.cli import CONF_DIR, SAMPLE_DIR, register_resolvers
+from mnist_lit.data.sources import FILES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
+from mnist_lit.errors import UserError
+
+
+def assert_refused(outcome: Outcome, folder: Path, *said: str) -> None:
+    """Assert the exit code, a single line that says all of `said`, and that no run folder was left."""
+    assert outcome.code == 2, outcome
+    assert outcome.out == ""
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
+    assert outcome.err.endswith("\n")
+    assert "Traceback" not in outcome.err
+    for part in said:
+        assert part in outcome.err
+    assert list(folder.glob("outputs/train/*/*")) == []
+
+
+ON_SAMPLE: list[tuple[str, list[str]]] = [
+    # Values of another type: key, value, what is allowed.
+    ("optimizer.lr=abc", ["optimizer.lr=abc: must be a number"]),
+    ("seed=abc", ["seed=abc: must be a whole number"]),
+    ("data.batch_size=1.5", ["data.batch_size=1.5: must be a whole number"]),
+    ("model.hidden_sizes=[a]", ["model.hidden_sizes=['a']: must be a list, each a whole number"]),
+    ("trainer.precision=64x", ["trainer.precision=64x: must be ", "32-true", "bf16-mixed"]),
+    ("optimizer=adam optimizer.betas=[0.9]", ["optimizer.betas=[0.9]: must be a list [a number, a number]"]),
+    # Values out of range.
+    ("seed=-1", ["seed=-1: must be from 0 to 4294967295"]),
+    ("optimizer.lr=-1", ["optimizer.lr=-1: must be above 0"]),
+    ("data.batch_size=0", ["data.batch_size must be at least 1, got 0"]),
+    ("data.val_size=2000", ["data.val_size=2000: must be below the 2000 training images"]),
+    ("trainer.max_epochs=-3", ["trainer.max_epochs=-3: must be at least 1, or -1"]),
+    ("model.hidden_sizes=[]", ["model.hidden_sizes must be one or more widths of at least 1", "[]"]),
+    ("model.activation=Foo", ["model.activation must name a class of torch.nn", "ReLU", "Foo"]),
+    ("scheduler=one_cycle scheduler.scheduler.pct_start=3", ["scheduler", "pct_start", "between 0 and 1", "3"]),
+    ("scheduler=cosine scheduler.interval=day", ["scheduler.interval must be step or epoch, got day"]),
+    ("scheduler=cosine scheduler.length_argument=days", ["scheduler", "days"]),
+    # Names of keys, options and classes.
+    ("optimizer.lrr=1", ["optimizer.lrr is not a key: there are lr, momentum, nesterov, weight_decay, fused"]),
+    ("+optimizer.lrr=1", ["optimizer.lrr=1: not a key; did you mean lr?", "momentum"]),
+    ("+foo=1", ["foo=1: not a key; the configuration takes data, model, loss, optimizer"]),
+    ("optimizer=sdg", ["optimizer=sdg: no such option, there are adam, adamw, sgd"]),
+    ("experiment=bolg", ["experiment=bolg: no such option, there are blog"]),
+    ("callbacks=[default,erly]", ["callbacks=erly: no such option, there are default, early_stopping"]),
+    ("optimizer=null", ["optimizer=null"]),
+    ("loss.path=mnist_lit.loss.two_hot", ["loss", "mnist_lit.loss.two_hot"]),
+    ("callbacks.checkpoint.monitor=val/ac", ["callbacks.checkpoint.monitor=val/ac: must be val/acc or val/loss"]),
+    (
+        "callbacks=[default,early_stopping] callbacks.early_stopping.monitor=acc",
+        ["callbacks.early_stopping.monitor=acc: must be val/acc or val/loss"],
+    ),
+    # What does not go together.
+    ("data.val_size=0", ["callbacks.checkpoint.monitor=val/acc: data.val_size=0 leaves nothing to validate on"]),
+    (
+        "trainer.gradient_clip_val=1 trainer.precision=bf16-mixed",
+        ["trainer.gradient_clip_val=1: ", "trainer.precision=bf16-mixed", "set optimizer.fused=false"],
+    ),
+    # What is no KEY=VALUE.
+    ("optimizer.lr", ["optimizer.lr", "missing EQUAL"]),
+    ("--config-name=trian", ["trian"]),
+]
+if not torch.cuda.is_available() and not torch.mps.is_available():
+    ON_SAMPLE.append(("trainer.accelerator=gpu", ["trainer.accelerator=gpu: torch finds no GPU here", "cpu or auto"]))
+
+
+@pytest.mark.parametrize(("arguments", "said"), ON_SAMPLE, ids=[arguments for arguments, _ in ON_SAMPLE])
+def test_bad_command_line_is_refused_in_one_line(main: Main, tmp_path: Path, arguments: str, said: list[str]) -> None:
+    assert_refused(main("data=sample", "trainer.max_epochs=1", *arguments.split()), tmp_path, *said)
+
+
+# The same checks without a command line, for more values.
+VALUES: list[tuple[str, list[str]]] = [
+    ("seed=null", ["seed=", "must be a whole number"]),
+    ("test=perhaps", ["test=perhaps: must be true or false"]),
+    ("model.hidden_sizes=64", ["model.hidden_sizes=64: must be a list, each a whole number"]),
+    ("trainer.max_epochs=true", ["trainer.max_epochs=True: must be a whole number"]),
+    ("seed=4294967296", ["seed=4294967296: must be from 0 to 4294967295"]),
+    ("optimizer.lr=.nan", ["optimizer.lr=nan: must be above 0"]),
+    ("data.eval_batch_size=0", ["data.eval_batch_size must be at least 1, got 0"]),
+    ("data.num_workers=-1", ["data.num_workers must be at least 0, got -1"]),
+    ("data.std=0", ["data.std must be above 0, got 0"]),
+    ("data.val_size=-1", ["data.val_size must be at least 0, got -1"]),
+    ("data.fetch_from=[web]", ["data.fetch_from must list some of mirrors, npm, got web"]),
+    ("trainer.max_epochs=0", ["trainer.max_epochs=0: must be at least 1, or -1"]),
+    ("trainer.log_every_n_steps=0", ["trainer.log_every_n_steps=0: must be at least 1"]),
+    ("trainer.check_val_every_n_epoch=0", ["trainer.check_val_every_n_epoch=0: must be at least 1"]),
+    ("trainer.limit_train_batches=0", ["trainer.limit_train_batches=0: ", "null"]),
+    ("trainer.gradient_clip_val=-1", ["trainer.gradient_clip_val=-1: must be above 0"]),
+    ("model.hidden_sizes=[8,0]", ["model.hidden_sizes must be one or more widths of at least 1", "[8, 0]"]),
+    ("model.dropout=1.0", ["model.dropout must be at least 0 and below 1, got 1.0"]),
+    ("callbacks.pictures.num_images=0", ["callbacks.pictures.num_images must be at least 1, got 0"]),
+    ("callbacks.progress.refresh_rate=0", ["callbacks.progress.refresh_rate must be at least 1, got 0"]),
+    ("optimizer._target_=torch.optim.Sdg", ["optimizer._target_=torch.optim.Sdg: cannot be imported"]),
+    ("callbacks.checkpoint.mode=most", ["callbacks.checkpoint", "min, max", "most"]),
+    ("trainer.accelerator=abacus", ["trainer", "abacus", "cpu"]),
+    ("model.in_features=783", ["model", "783", "28 x 28"]),
+    ("model.num_classes=5", ["model", "[5]", "set model.num_classes=10"]),
+]
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> DictConfig:
+    register_resolvers()
+    return compose_config(tmp_path_factory.mktemp("sound") / "run", "logger=none")
+
+
+@pytest.mark.parametrize(("override", "said"), VALUES, ids=[override for override, _ in VALUES])
+def test_bad_value_is_refused_in_one_line(sound: DictConfig, override: str, said: list[str]) -> None:
+    config = OmegaConf.merge(sound, OmegaConf.from_dotlist([override]))
+    assert isinstance(config, DictConfig)
+    with pytest.raises(UserError) as refusal:
+        build(config)
+    assert "\n" not in str(refusal.value)
+    for part in said:
+        assert part in str(refusal.value)
+
+
+def test_sound_values_are_taken(sound: DictConfig) -> None:
+    assert build(sound).config == OmegaConf.to_container(sound, resolve=True)
+
+
+@cache
+def unpacked(name: str) -> bytes:
+    return gzip.decompress((SAMPLE_DIR / f"{name}.gz").read_bytes())
+
+
+def truncated(folder: Path) -> None:
+    (folder / TRAIN_IMAGES).write_bytes(unpacked(TRAIN_IMAGES)[:-1])
+
+
+def without_header(folder: Path) -> None:
+    (folder / TRAIN_LABELS).write_bytes(unpacked(TRAIN_LABELS)[:5])
+
+
+def empty(folder: Path) -> None:
+    (folder / TRAIN_IMAGES).write_bytes(b"")
+
+
+def of_other_magic(folder: Path) -> None:
+    (folder / TRAIN_IMAGES).write_bytes(b"\0\0\x0d\x03" + unpacked(TRAIN_IMAGES)[4:])
+
+
+def flipped(folder: Path) -> None:
+    content = bytearray(unpacked(TRAIN_IMAGES))
+    content[-1000] ^= 1
+    (folder / TRAIN_IMAGES).write_bytes(content)
+
+
+def cut_off_gzip(folder: Path) -> None:
+    (folder / TRAIN_IMAGES).unlink()
+    (folder / f"{TRAIN_IMAGES}.gz").write_bytes((SAMPLE_DIR / f"{TRAIN_IMAGES}.gz").read_bytes()[:-100])
+
+
+def missing(folder: Path) -> None:
+    (folder / TEST_LABELS).unlink()
+
+
+def labelled_10(folder: Path) -> None:
+    content = bytearray(unpacked(TRAIN_LABELS))
+    content[8 + 123] = 10
+    (folder / TRAIN_LABELS).write_bytes(content)
+
+
+def without_images(folder: Path) -> None:
+    (folder / TRAIN_IMAGES).write_bytes(struct.pack(">4B3I", 0, 0, 8, 3, 0, 28, 28))
+    (folder / TRAIN_LABELS).write_bytes(struct.pack(">4BI", 0, 0, 8, 1, 0))
+
+
+def one_label_short(folder: Path) -> None:
+    labels = unpacked(TRAIN_LABELS)[8:-1]
+    (folder / TRAIN_LABELS).write_bytes(struct.pack(">4BI", 0, 0, 8, 1, len(labels)) + labels)
+
+
+NO_CHECKSUMS = [f"data.checksums.{name}=null" for name in FILES]
+
+
+@pytest.mark.parametrize(
+    ("damage", "overrides", "said"),
+    [
+        (truncated, [], [TRAIN_IMAGES, "is truncated or padded: 1,568,015 of 1,568,016 bytes"]),
+        (without_header, [], [TRAIN_LABELS, "is truncated: 5 bytes"]),
+        (empty, [], [TRAIN_IMAGES, "is truncated: 0 bytes"]),
+        (of_other_magic, [], [TRAIN_IMAGES, "its magic number is 0x00000d03, not 0x00000803"]),
+        (flipped, [], [TRAIN_IMAGES, "is altered: its MD5 is", "9f55c10885a0e67d4aa53b75f66c60ce"]),
+        (cut_off_gzip, [], [f"{TRAIN_IMAGES}.gz cannot be read"]),
+        (missing, [], [f"{TEST_LABELS} is missing"]),
+        (labelled_10, NO_CHECKSUMS, [TRAIN_LABELS, "holds label 10 at position 123: allowed are 0 to 9"]),
+        (without_images, NO_CHECKSUMS, [TRAIN_LABELS, "holds 0 labels for 0 images"]),
+        (one_label_short, NO_CHECKSUMS, [TRAIN_LABELS, "holds 1999 labels for 2000 images"]),
+    ],
+)
+def test_damaged_file_is_refused_in_one_line(
+    main: Main, tmp_path: Path, damage: Callable[[Path], None], overrides: list[str], said: list[str]
+) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for name in FILES:
+        (folder / name).write_bytes(unpacked(name))
+    damage(folder)
+    outcome = main("data=sample", f"data.source_dir={folder}", *overrides)
+    assert_refused(outcome, tmp_path, str(folder), "data.source_dir must hold the four IDX files", *said)
+
+
+def test_undamaged_copies_of_the_files_are_taken(main: Main, tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    shutil.copytree(SAMPLE_DIR, folder)
+    assert main("debug=fast", f"data.source_dir={folder}", "callbacks.pictures=null", "logger=none").code == 0
+
+
+def test_nothing_to_fetch_from_is_told_with_the_ways_out(main: Main, tmp_path: Path) -> None:
+    outcome = main("data=mnist", "data.root=here", "data.fetch_from=[]")
+    assert_refused(
+        outcome, tmp_path, "MNIST is not in here/MNIST/raw", "copy the files", "data.source_dir=FOLDER", "data=sample"
+    )
+
+
+def test_root_that_is_a_file_is_refused(main: Main, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    outcome = main("data=mnist", "data.root=file", "data.fetch_from=[]")
+    assert_refused(outcome, tmp_path, "data.root=file cannot be written", "set data.root=FOLDER")
+
+
+def test_output_folder_below_a_file_is_refused(main: Main, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    assert_refused(main("data=sample", "hydra.run.dir=file/run"), tmp_path, "Not a directory", "file/run")
+
+
+def test_outputs_that_is_a_file_is_refused(main: Main, tmp_path: Path) -> None:
+    (tmp_path / "outputs").write_text("", encoding="utf-8")
+    assert_refused(main("data=sample"), tmp_path, "outputs/train")
+
+
+def test_folder_of_another_run_is_refused_untouched(main: Main, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("another's", encoding="utf-8")
+    outcome = main("data=sample", "hydra.run.dir=run")
+    assert_refused(outcome, tmp_path, "run belongs to another run: ", "name a new folder")
+    assert (tmp_path / "run" / "config.yaml").read_text(encoding="utf-8") == "another's"
+
+
+# Room for so much in each file: not for the configuration, for a picture, for a checkpoint.
+@pytest.mark.parametrize("room", [1000, 20_000, 500_000])
+def test_full_disk_is_told_in_one_line(main: Main, room: int) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        outcome = main("debug=fast", "logger=none", "hydra.run.dir=run", "hydra.job_logging.root.level=ERROR")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("error: ")
+    assert "File too large" in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def option_sets() -> list[tuple[str, ...]]:
+    """Return overrides that together choose every packaged option once."""
+    groups = ("data", "debug", "experiment", "logger", "loss", "model", "optimizer", "scheduler", "trainer")
+    assert {path.name for path in CONF_DIR.iterdir() if path.is_dir()} - set(groups) <= {"callbacks", "hydra", "sweep"}
+    choices = ([f"{group}={path.stem}" for path in sorted((CONF_DIR / group).glob("*.yaml"))] for group in groups)
+    return [tuple(filter(None, chosen)) for chosen in zip_longest(*choices)]
+
+
+@pytest.mark.parametrize("chosen", option_sets(), ids=" ".join)
+def test_packaged_options_are_all_accepted(make_config: Compose, chosen: tuple[str, ...]) -> None:
+    assert check(make_config(*chosen, sample=False))["seed"] == 0
