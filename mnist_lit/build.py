@@ -10,7 +10,7 @@ import logging
 import math
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import lightning as L
@@ -22,6 +22,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 from torch.utils import deterministic
 
 from mnist_lit.data import MNISTDataModule
@@ -89,6 +90,38 @@ def preflight(cfg: DictConfig) -> tuple[dict[str, Any], MNISTDataModule, Classif
         _try("scheduler.scheduler", lambda: schedule.scheduler(optimizer, **length))
     _check_shapes(module, len(datamodule.class_names))
     return config, datamodule, module
+
+
+def restore(config: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> Classifier:
+    """Build the module of a configuration that came from a checkpoint: for evaluation, it has no optimiser of its own.
+
+    Such a file may come from anywhere, so what it names is built only if it is a network or loss of torch.nn, of
+    this package or of the `trusted` ones. Raises UserError for anything else.
+    """
+    parts = {key: dict(config[key]) for key in ("model", "loss")}
+    for key, node in _targets(parts):
+        target = node["_target_"]
+        roots = ("torch.nn", "mnist_lit", *trusted)
+        found = _locate(key, target) if _is_within(target, roots) else None
+        # By where it is defined, too: a path may lead through a module to what that imports.
+        if not (isinstance(found, type) and issubclass(found, nn.Module) and _is_within(found.__module__, roots)):
+            raise UserError(
+                f"{key}._target_={target}: the checkpoint wants to build what is no network or loss of "
+                f"{', '.join(roots)}; if you trust it and know its package, add trusted=[{target.split('.')[0]}]"
+            )
+    for key, node in _targets(parts):
+        _check_arguments(key, _locate(key, node["_target_"]), node)
+    return Classifier(
+        model=_instantiate("model", OmegaConf.create(parts["model"])),
+        loss=_instantiate("loss", OmegaConf.create(parts["loss"])),
+        optimizer=torch.optim.SGD,
+        schedule=None,
+        num_classes=len(config["data"]["class_names"]),
+    )
+
+
+def _is_within(path: str, packages: Sequence[str]) -> bool:
+    return any(path == package or path.startswith(f"{package}.") for package in packages)
 
 
 def _check_shapes(module: Classifier, num_classes: int) -> None:

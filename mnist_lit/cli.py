@@ -22,7 +22,6 @@ from mnist_lit.sweep.identity import job_name, sweep_name
 PACKAGE = Path(__file__).parent
 # A wheel carries conf/ inside the package; in a checkout it lies beside it.
 CONF_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
-SAMPLE_DIR = PACKAGE / "data" / "sample"
 
 # Goes to the run folder's log only (conf/hydra/default.yaml).
 file_log = logging.getLogger("mnist_lit.file_only")
@@ -105,7 +104,6 @@ def no_folder_left(run_dir: Path) -> Iterator[None]:
 
 def register_resolvers() -> None:
     """Make the `${mnist_lit.NAME:...}` of the configuration files known to OmegaConf."""
-    OmegaConf.register_new_resolver("mnist_lit.sample_dir", lambda: str(SAMPLE_DIR), replace=True)
     OmegaConf.register_new_resolver("mnist_lit.job_name", job_name, replace=True)
     OmegaConf.register_new_resolver("mnist_lit.sweep_name", sweep_name, replace=True)
     OmegaConf.register_new_resolver("mnist_lit.new_folder", new_folder, use_cache=True, replace=True)

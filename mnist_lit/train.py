@@ -21,7 +21,7 @@ CONFIG = "config.yaml"
 CONFIG_HEADER = """\
 # Repeat this run:  python -m mnist_lit.train --config-dir {folder} --config-name config
 defaults:
-  - hydra: default
+  - hydra: train
   - _self_
 
 """

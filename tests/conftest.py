@@ -1,5 +1,6 @@
 """Real digits for every test: the packaged sample, no network, one job in this process unless it must not be."""
 
+import importlib
 import json
 import logging
 import os
@@ -153,16 +154,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 @pytest.fixture
 def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Main]:
-    """Run `python -m mnist_lit.train ARGUMENTS` in this process, in `tmp_path`, as if it were a new one."""
+    """Run `python -m mnist_lit.<module> ARGUMENTS` in this process, in `tmp_path`, as if it were a new one."""
     monkeypatch.chdir(tmp_path)
 
-    def run_it(*arguments: str, full_error: bool = False) -> Outcome:
+    def run_it(*arguments: str, module: str = "train", full_error: bool = False) -> Outcome:
         monkeypatch.setenv("HYDRA_FULL_ERROR", str(int(full_error)))
-        monkeypatch.setattr(sys, "argv", ["train", *arguments])
+        monkeypatch.setattr(sys, "argv", [module, *arguments])
         capsys.readouterr()
         code = 0
         try:
-            train.main()
+            importlib.import_module(f"mnist_lit.{module}").main()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
         finally:

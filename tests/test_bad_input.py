@@ -15,8 +15,8 @@ from conftest import Compose, Main, Outcome, compose_config
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_lit.build import build, check
-from mnist_lit.cli import CONF_DIR, SAMPLE_DIR, register_resolvers
-from mnist_lit.data.sources import FILES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
+from mnist_lit.cli import CONF_DIR, register_resolvers
+from mnist_lit.data.sources import FILES, SAMPLE_DIR, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
 from mnist_lit.errors import UserError
 
 
@@ -60,7 +60,6 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("experiment=bolg", ["experiment=bolg: no such option, there are blog"]),
     ("callbacks=[default,erly]", ["callbacks=erly: no such option, there are default, early_stopping"]),
     ("optimizer=null", ["optimizer=null"]),
-    ("loss.path=mnist_lit.loss.two_hot", ["loss", "mnist_lit.loss.two_hot"]),
     ("callbacks.checkpoint.monitor=val/ac", ["callbacks.checkpoint.monitor=val/ac: must be val/acc or val/loss"]),
     (
         "callbacks=[default,early_stopping] callbacks.early_stopping.monitor=acc",

@@ -12,8 +12,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from mnist_lit.cli import SAMPLE_DIR
 from mnist_lit.data.idx import read_idx
+from mnist_lit.data.sources import SAMPLE_DIR
 
 BATCH_SIZE, EPOCHS = 100, 3
 
@@ -71,7 +71,7 @@ def test_settings_are_the_scripts(make_config: Compose) -> None:
     assert (optimizer["nesterov"], optimizer["weight_decay"]) == (False, 0.0)
     assert config["model"]["hidden_sizes"] == [256, 64]
     assert (config["model"]["activation"], config["model"]["dropout"]) == ("ReLU", 0.0)
-    assert config["loss"]["path"] == "mnist_lit.loss.one_hot_mse"
+    assert config["loss"] == {"_target_": "mnist_lit.loss.OneHotMSE"}
     assert (config["trainer"]["max_epochs"], config["trainer"]["precision"]) == (3, "32-true")
     assert config["trainer"]["gradient_clip_val"] is None
     assert not config["scheduler"]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from mnist_lit.loss import one_hot_mse
+from mnist_lit.loss import OneHotMSE, probabilities
 from mnist_lit.model import MLP
 
 
@@ -59,4 +59,22 @@ def test_what_makes_no_network_is_refused(changes: dict[str, object], message: s
 def test_one_hot_mse_is_the_mean_over_batch_and_classes() -> None:
     logits = torch.tensor([[1.0, 0.0, 0.0], [0.0, 3.0, 0.0]])
     labels = torch.tensor([0, 2])
-    assert one_hot_mse(logits, labels).item() == pytest.approx((0 + 3.0**2 + 1.0**2) / 6)
+    assert OneHotMSE()(logits, labels).item() == pytest.approx((0 + 3.0**2 + 1.0**2) / 6)
+
+
+def test_probabilities_for_squared_error_are_the_closest_there_are() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(200, 4)
+    ours = probabilities(OneHotMSE(), logits)
+    assert ours.min() >= 0
+    torch.testing.assert_close(ours.sum(dim=1), torch.ones(200))
+    assert torch.equal(ours.argmax(dim=1), logits.argmax(dim=1))
+    candidates = torch.distributions.Dirichlet(torch.full((4,), 0.5)).sample(torch.Size([2000]))
+    assert ((ours - logits).norm(dim=1) <= torch.cdist(logits, candidates).min(dim=1).values).all()
+    already = torch.tensor([[0.7, 0.1, 0.2, 0.0]])
+    torch.testing.assert_close(probabilities(OneHotMSE(), already), already)
+
+
+def test_probabilities_for_other_losses_are_the_softmax() -> None:
+    logits = torch.tensor([[1.0, 2.0]])
+    assert torch.equal(probabilities(torch.nn.CrossEntropyLoss(), logits), logits.softmax(dim=1))

@@ -9,8 +9,8 @@ from conftest import Compose, Main, Train, Trained, read_checkpoint, read_result
 from torch import Tensor
 from torch.nn import functional
 
-from mnist_lit import loss
 from mnist_lit.build import build
+from mnist_lit.loss import OneHotMSE
 from mnist_lit.train import CONFIG_HEADER
 
 
@@ -53,7 +53,7 @@ def test_seed_fixes_the_order_of_the_images(train_run: Train, monkeypatch: pytes
                 seen.append(labels.tolist())
             return functional.cross_entropy(logits, labels)
 
-        monkeypatch.setattr(loss, "one_hot_mse", noting)
+        monkeypatch.setattr(OneHotMSE, "forward", staticmethod(noting))
         train_run(f"seed={seed}", "trainer.max_epochs=2", "test=false", run=run)
         return seen
 

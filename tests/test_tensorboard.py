@@ -123,7 +123,7 @@ def test_hparams_row_has_the_columns_with_their_values(events: Any) -> None:
             "model.hidden_sizes": "[256, 64]",
             "model.activation": "ReLU",
             "model.dropout": 0.0,
-            "loss.path": "mnist_lit.loss.one_hot_mse",
+            "loss._target_": "mnist_lit.loss.OneHotMSE",
             "optimizer._target_": "torch.optim.SGD",
             "optimizer.lr": 0.01,
             "optimizer.momentum": 0.9,

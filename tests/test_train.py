@@ -15,10 +15,11 @@ from torch.nn import functional
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
-from mnist_lit import loss, train
+from mnist_lit import train
 from mnist_lit.build import build
-from mnist_lit.cli import SAMPLE_DIR
+from mnist_lit.data.sources import SAMPLE
 from mnist_lit.errors import UserError
+from mnist_lit.loss import OneHotMSE
 from mnist_lit.model import MLP
 from mnist_lit.module import Classifier
 from mnist_lit.result import SCHEMA_VERSION, Result
@@ -154,7 +155,7 @@ def test_checkpoints_hold_the_plain_resolved_configuration(trained: Trained) -> 
     for checkpoint in (trained.best, trained.last):
         hyper_parameters = dict(checkpoint["hyper_parameters"])
         assert hyper_parameters == resolved
-        assert hyper_parameters["data"]["source_dir"] == str(SAMPLE_DIR)
+        assert hyper_parameters["data"]["source_dir"] == SAMPLE
         assert types(hyper_parameters) <= {dict, list, str, int, float, bool, type(None)}
 
 
@@ -163,7 +164,7 @@ def test_config_file_is_the_configuration(trained: Trained) -> None:
     assert text.startswith("# Repeat this run:  python -m mnist_lit.train --config-dir ")
     saved = OmegaConf.create(text)
     assert isinstance(saved, DictConfig)
-    assert saved.pop("defaults") == [{"hydra": "default"}, "_self_"]
+    assert saved.pop("defaults") == [{"hydra": "train"}, "_self_"]
     assert saved == trained.config
 
 
@@ -305,7 +306,7 @@ def test_bf16_computes_in_bf16_and_keeps_float32_weights(train_run: Train, monke
         seen.add(logits.dtype)
         return functional.mse_loss(logits.float(), functional.one_hot(labels, 10).float())
 
-    monkeypatch.setattr(loss, "one_hot_mse", noting)
+    monkeypatch.setattr(OneHotMSE, "forward", staticmethod(noting))
     run = train_run("trainer.precision=bf16-mixed", "trainer.max_epochs=1")
     assert seen == {torch.bfloat16}
     assert {tensor.dtype for tensor in run.best["state_dict"].values()} == {torch.float32}
@@ -354,7 +355,7 @@ def test_run_too_short_for_a_curve_ends_well(train_run: Train) -> None:
 
 def test_debug_fast_does_two_steps_of_everything_on_the_sample(train_run: Train) -> None:
     run = train_run("debug=fast", sample=False)
-    assert run.last["hyper_parameters"]["data"]["source_dir"] == str(SAMPLE_DIR)
+    assert run.last["hyper_parameters"]["data"]["source_dir"] == SAMPLE
     assert run.last["global_step"] == 2
     assert run.last["progress"]["images_seen"] == 200
     assert [step for step, _ in run.history["train/loss"]] == [1, 2]
@@ -406,7 +407,7 @@ def test_one_bad_validation_batch_counts(train_run: Train, monkeypatch: pytest.M
         value = functional.mse_loss(logits, functional.one_hot(labels, 10).float())
         return value if logits.requires_grad or len(labels) != 150 else value * math.nan
 
-    monkeypatch.setattr(loss, "one_hot_mse", sometimes_nan)
+    monkeypatch.setattr(OneHotMSE, "forward", staticmethod(sometimes_nan))
     with pytest.raises(SystemExit):
         train_run("data.eval_batch_size=250", "trainer.max_epochs=1")  # of 400 images: 250 and 150
     assert read_result(tmp_path / "run")["status"] == "diverged"

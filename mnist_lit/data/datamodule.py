@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mnist_lit.data.dataset import Batch, ImageDataset, stratified_indices
-from mnist_lit.data.sources import Source, check_fetchers, load, prepare
+from mnist_lit.data.sources import SAMPLE, SAMPLE_DIR, Source, check_fetchers, load, prepare
 from mnist_lit.errors import UserError
 
 
@@ -64,7 +64,7 @@ class MNISTDataModule(L.LightningDataModule):
         self.source = Source(
             name=name,
             root=Path(root),
-            source_dir=Path(source_dir) if source_dir else None,
+            source_dir=SAMPLE_DIR if source_dir == SAMPLE else Path(source_dir) if source_dir else None,
             fetch_from=tuple(fetch_from),
             npm_package=npm_package,
             checksums=dict(checksums),

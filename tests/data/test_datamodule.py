@@ -17,11 +17,10 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import Compose as Chain
 from torchvision.transforms import Normalize, ToTensor
 
-from mnist_lit.cli import SAMPLE_DIR
 from mnist_lit.data import MNISTDataModule
 from mnist_lit.data.dataset import Batch
 from mnist_lit.data.idx import read_idx
-from mnist_lit.data.sources import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, load
+from mnist_lit.data.sources import SAMPLE_DIR, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, load
 from mnist_lit.errors import UserError
 
 Arguments = Callable[..., dict[str, Any]]

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mnist_lit.cli import PACKAGE, SAMPLE_DIR
+from mnist_lit.cli import PACKAGE
 from mnist_lit.data.dataset import ImageDataset, stratified_indices
 from mnist_lit.data.idx import read_idx
-from mnist_lit.data.sources import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
+from mnist_lit.data.sources import SAMPLE_DIR, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
 
 
 def read_sample(name: str) -> Tensor:

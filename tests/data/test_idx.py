@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mnist_lit.cli import SAMPLE_DIR
 from mnist_lit.data.idx import read_idx
+from mnist_lit.data.sources import SAMPLE_DIR
 from mnist_lit.errors import UserError
 
 IMAGES, LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"

@@ -24,9 +24,18 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torchvision import datasets
 
-from mnist_lit.cli import PACKAGE, SAMPLE_DIR
+from mnist_lit.cli import PACKAGE
 from mnist_lit.data import sources
-from mnist_lit.data.sources import FILES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, Source, load, prepare
+from mnist_lit.data.sources import (
+    FILES,
+    SAMPLE_DIR,
+    TEST_LABELS,
+    TRAIN_IMAGES,
+    TRAIN_LABELS,
+    Source,
+    load,
+    prepare,
+)
 from mnist_lit.errors import UserError
 
 Compose = Callable[..., DictConfig]
@@ -192,7 +201,7 @@ def test_files_in_place_are_used_and_nothing_is_written(tmp_path: Path) -> None:
 def test_sample_has_its_checksums_sizes_and_every_class(make_config: Compose) -> None:
     config = make_config().data
     assert dict(config.checksums) == CHECKSUMS
-    assert config.source_dir == str(SAMPLE_DIR)
+    assert config.source_dir == sources.SAMPLE
     datamodule = instantiate(config)
     datamodule.prepare_data()
     splits = load(datamodule.source, num_classes=10)

@@ -1,0 +1,112 @@
+"""Checkpoints: found, read without executing anything, and turned back into a network."""
+
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mnist_lit import build
+from mnist_lit.errors import UserError, in_one_line
+from mnist_lit.loss import probabilities
+from mnist_lit.module import Classifier
+from mnist_lit.predictor import Predictor
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file says: the resolved configuration of its run, and the weights after `epoch`.
+
+    `epoch` counts from 0, `global_step` the optimiser steps.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    epoch: int
+    global_step: int
+    state_dict: Mapping[str, Tensor]
+
+    def classifier(self, *, trusted: Sequence[str] = ()) -> Classifier:
+        """Rebuild the module with the checkpoint's weights, ready for evaluation on the CPU.
+
+        `trusted` names packages, beside torch.nn and mnist_lit, whose classes it may be built from.
+        Raises UserError for other classes, and for weights that do not fit.
+        """
+        module = build.restore(self.config, trusted=trusted)
+        try:
+            module.load_state_dict(self.state_dict)
+        except RuntimeError as error:
+            raise UserError(
+                f"{self.path}: weights do not fit the configuration beside them: {in_one_line(error)}"
+            ) from error
+        return module.eval()
+
+    def predictor(self, *, trusted: Sequence[str] = ()) -> Predictor:
+        """Rebuild the network as pixels in, probabilities out; see `classifier`."""
+        classifier, data = self.classifier(trusted=trusted), self.config["data"]
+        return Predictor(
+            model=classifier.model,
+            mean=data["mean"],
+            std=data["std"],
+            probabilities=partial(probabilities, classifier.loss),
+            class_names=data["class_names"],
+        )
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint file, or the best (else the last) one of a run's folder.
+
+    Only tensors and plain data are read: a file that would execute code is refused. Raises UserError for
+    that, for a file that is missing or damaged, and for one that this project has not written.
+    """
+    path = find_checkpoint(Path(path))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles of another protocol: they are refused or they load
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: refused, since it holds more than weights and plain data and may run code when loaded; use a "
+            "checkpoint that mnist_lit.train has written"
+        ) from error
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
+        raise UserError(f"{path}: damaged or no checkpoint: {in_one_line(error)}") from error
+    config = content.get("hyper_parameters") if isinstance(content, dict) else None
+    if not isinstance(config, dict) or not {"model", "data", "loss"} <= config.keys():
+        raise UserError(f"{path}: does not hold its configuration; use a checkpoint that mnist_lit.train has written")
+    return Checkpoint(
+        path=path,
+        config=config,
+        epoch=content["epoch"],
+        global_step=content["global_step"],
+        state_dict=content["state_dict"],
+    )
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return `path` itself if it is a file, else the best or the last checkpoint of the run's folder that it names.
+
+    Raises UserError if there is none.
+    """
+    if path.is_file():
+        return path
+    for name in ("best", "last"):
+        found = path / "checkpoints" / f"{name}.ckpt"
+        if found.is_file():
+            return found
+    what = "holds no checkpoints/best.ckpt or last.ckpt" if path.is_dir() else "no such file or folder"
+    raise UserError(f"ckpt={path}: {what}; name a .ckpt file or a run's folder, such as outputs/train/DATE/TIME")
+
+
+def load_model(path: str | Path, *, trusted: Sequence[str] = ()) -> Predictor:
+    """Load a trained network: uint8 images [B, 28, 28] in, probabilities [B, C] out.
+
+    `path` is a checkpoint or a run's folder; see `Checkpoint.classifier` for `trusted` and the errors.
+    """
+    return read_checkpoint(path).predictor(trusted=trusted)

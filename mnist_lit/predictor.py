@@ -1,0 +1,35 @@
+"""The trained network as its users need it: pixels in, probabilities out."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+
+class Predictor(nn.Module):
+    """A network with its normalisation before it and its probabilities after it.
+
+    `mean` and `std` are those of the pixels / 255 that it was trained on, `probabilities` turns its logits
+    [B, C] into probabilities [B, C], and `class_names` says what the C classes are.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        mean: float,
+        std: float,
+        probabilities: Callable[[Tensor], Tensor],
+        class_names: Sequence[str],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.mean = mean
+        self.std = std
+        self.probabilities = probabilities
+        self.class_names = list(class_names)
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pixels uint8 [B, 28, 28], white on black as in MNIST -> probabilities float32 [B, C]."""
+        pixels = images.to(next(self.model.parameters()).dtype)
+        return self.probabilities(self.model((pixels - 255 * self.mean) / (255 * self.std)))

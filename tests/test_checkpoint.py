@@ -1,0 +1,136 @@
+"""Checkpoints as files one can trust: they know their network, and loading them executes nothing."""
+
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Trained
+
+from mnist_lit.checkpoint import load_model, read_checkpoint
+from mnist_lit.data.idx import read_idx
+from mnist_lit.data.sources import SAMPLE_DIR, TEST_IMAGES, TEST_LABELS
+from mnist_lit.errors import UserError
+
+Plant = Callable[[dict[str, Any]], Path]
+
+
+@pytest.fixture(scope="module")
+def run_dir(trained: Trained) -> Path:
+    return trained.folder
+
+
+@pytest.fixture
+def plant(run_dir: Path, tmp_path: Path) -> Plant:
+    """Write the run's checkpoint with other content under the same keys."""
+
+    def write(changes: dict[str, Any]) -> Path:
+        content = torch.load(run_dir / "checkpoints" / "best.ckpt", weights_only=True)
+        for key, value in changes.items():
+            content["hyper_parameters"][key] = value
+        torch.save(content, tmp_path / "planted.ckpt")
+        return tmp_path / "planted.ckpt"
+
+    return write
+
+
+def test_a_run_folder_stands_for_its_best_checkpoint(run_dir: Path, tmp_path: Path) -> None:
+    assert read_checkpoint(run_dir).path == run_dir / "checkpoints" / "best.ckpt"
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(run_dir / "checkpoints" / "last.ckpt", tmp_path / "checkpoints")
+    assert read_checkpoint(tmp_path).path.name == "last.ckpt"
+
+
+def test_the_loaded_model_scores_what_training_logged(run_dir: Path) -> None:
+    model = load_model(run_dir)
+    images = read_idx(SAMPLE_DIR / f"{TEST_IMAGES}.gz", num_dims=3, md5=None)
+    labels = read_idx(SAMPLE_DIR / f"{TEST_LABELS}.gz", num_dims=1, md5=None)
+    with torch.no_grad():
+        probabilities = model(images)
+    torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(len(images)))
+    accuracy = (probabilities.argmax(dim=1) == labels).float().mean().item()
+    assert f'"test/acc": {accuracy}'[:20] in (run_dir / "result.json").read_text()
+    assert model.class_names == list("0123456789")
+
+
+def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path: Path) -> None:
+    class Malicious:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (os.mkdir, (str(tmp_path / "executed"),))
+
+    torch.save({"state_dict": Malicious()}, tmp_path / "a.ckpt")
+    (tmp_path / "b.ckpt").write_bytes(pickle.dumps(Malicious()))
+    for name in ("a.ckpt", "b.ckpt"):
+        with pytest.raises(UserError, match=r"refused|damaged"):
+            read_checkpoint(tmp_path / name)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["os.mkdir", "mnist_lit.cli.os.mkdir", "torch.nn.modules.module.warnings.warn", "torch.nn.utils.clip_grad_norm_"],
+)
+@pytest.mark.parametrize("part", ["model", "loss"])
+def test_a_configuration_may_only_name_networks_and_losses(
+    part: str, target: str, plant: Plant, tmp_path: Path
+) -> None:
+    path = plant({part: {"_target_": target, "path": str(tmp_path / "executed")}})
+    with pytest.raises(
+        UserError, match=rf"^{part}\._target_={target}: the checkpoint wants to build what is no network"
+    ):
+        load_model(path)
+    with pytest.raises(UserError, match="no network"):
+        load_model(plant({part: {"_target_": "torch.nn.ReLU", "x": {"_target_": target}}}))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_users_own_network_loads_once_it_is_trusted(
+    plant: Plant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text("from mnist_lit.model import MLP\nclass Net(MLP): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = plant({})
+    model = read_checkpoint(path).config["model"] | {"_target_": "mine.Net"}
+    with pytest.raises(UserError, match=r"add trusted=\[mine\]"):
+        load_model(plant({"model": model}))
+    assert type(load_model(plant({"model": model}), trusted=["mine"]).model).__name__ == "Net"
+
+
+def test_weights_that_do_not_fit_are_refused(plant: Plant, run_dir: Path) -> None:
+    model = read_checkpoint(run_dir).config["model"] | {"hidden_sizes": [21]}
+    with pytest.raises(UserError, match="weights do not fit"):
+        load_model(plant({"model": model}))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file or folder"),
+        (b"", "damaged or no checkpoint"),
+        (b"PK\x03\x04 not a zip file", "damaged or no checkpoint"),
+    ],
+)
+def test_what_is_no_checkpoint_is_named(content: bytes | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.ckpt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        read_checkpoint(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_truncated_and_foreign_checkpoints_are_named(run_dir: Path, tmp_path: Path) -> None:
+    whole = (run_dir / "checkpoints" / "best.ckpt").read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="damaged or no checkpoint"):
+        read_checkpoint(tmp_path / "cut.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    with pytest.raises(UserError, match="does not hold its configuration"):
+        read_checkpoint(tmp_path / "foreign.ckpt")
+    with pytest.raises(UserError, match=r"holds no checkpoints/best\.ckpt"):
+        read_checkpoint(tmp_path)
