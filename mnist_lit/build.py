@@ -210,6 +210,7 @@ def _top_level(
     sweep: dict[str, Any],
     seed: int,
     test: bool,
+    resume: str | None,
     run_dir: str,
 ) -> None:
     """Stand for the top level of the configuration: its keys and their types."""

@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -17,11 +18,22 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from mnist_lit.errors import UserError, in_one_line
+from mnist_lit.result import write_atomically
 from mnist_lit.sweep.identity import job_name, sweep_name
 
 PACKAGE = Path(__file__).parent
 # A wheel carries conf/ inside the package; in a checkout it lies beside it.
 CONF_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+
+# Every run's folder holds its configuration, in a form that Hydra can compose again.
+CONFIG = "config.yaml"
+CONFIG_HEADER = """\
+# Repeat this run:  python -m mnist_lit.train --config-dir {folder} --config-name config
+defaults:
+  - hydra: train
+  - _self_
+
+"""
 
 # Goes to the run folder's log only (conf/hydra/default.yaml).
 file_log = logging.getLogger("mnist_lit.file_only")
@@ -52,12 +64,28 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(task_in_own_environment)()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except ValueError as error:  # Hydra's, for a part set to null
         tell_and_exit(UserError(f"{' '.join(sys.argv[1:])}: {error}"))
     except Exception as error:
         tell_and_exit(error)
     finally:
         os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def write_config(cfg: DictConfig, run_dir: Path) -> None:
+    """Write the configuration of a run to its folder."""
+    header = CONFIG_HEADER.format(folder=shlex.quote(os.path.relpath(run_dir)))
+    write_atomically(run_dir / CONFIG, header + OmegaConf.to_yaml(cfg))
+
+
+def read_config(run_dir: Path) -> DictConfig:
+    """Read what `write_config` has written."""
+    cfg = OmegaConf.load(run_dir / CONFIG)
+    assert isinstance(cfg, DictConfig)
+    del cfg["defaults"]
+    return cfg
 
 
 @contextmanager
@@ -97,7 +125,7 @@ def no_folder_left(run_dir: Path) -> Iterator[None]:
     try:
         yield
     except UserError:
-        if {path.name for path in run_dir.iterdir()} <= {"train.log"}:
+        if {path.name for path in run_dir.iterdir()} <= {"train.log", ".lock"}:
             shutil.rmtree(run_dir)
         raise
 
@@ -106,7 +134,19 @@ def register_resolvers() -> None:
     """Make the `${mnist_lit.NAME:...}` of the configuration files known to OmegaConf."""
     OmegaConf.register_new_resolver("mnist_lit.job_name", job_name, replace=True)
     OmegaConf.register_new_resolver("mnist_lit.sweep_name", sweep_name, replace=True)
-    OmegaConf.register_new_resolver("mnist_lit.new_folder", new_folder, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("mnist_lit.run_dir", run_dir, use_cache=True, replace=True)
+
+
+def run_dir(resume: str | None, parent: str) -> str:
+    """Return the folder of the run to resume, or a new one below `parent`.
+
+    Raises UserError if there is no run in the folder.
+    """
+    if resume is None:
+        return new_folder(parent)
+    if not (Path(resume) / CONFIG).is_file():
+        raise UserError(f"resume={resume}: holds no run; name the folder of one, such as outputs/train/DATE/TIME")
+    return resume
 
 
 def new_folder(parent: str) -> str:

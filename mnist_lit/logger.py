@@ -58,13 +58,16 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def log_graph(self, model: nn.Module, input_array: Tensor | None = None) -> None:
-        """Write the graph of the network (Lightning calls this at the start of a fit)."""
+        """Write the graph of the network (Lightning calls this at the start of a fit), once a run."""
+        if "purge_step" in self._kwargs:
+            return
         assert isinstance(model, Classifier)
         images = torch.zeros(1, 28, 28).to(next(model.parameters()))
         with warnings.catch_warnings(), torch.no_grad():
             # TensorBoard's graphs need torch.jit.trace, which torch deprecates: nothing a user can mend.
             warnings.simplefilter("ignore")
             self.experiment.add_graph(model.model, images)
+        self.experiment.flush()
 
     @rank_zero_only
     def save(self) -> None:

@@ -62,17 +62,18 @@ class Classifier(L.LightningModule):
         self.loss = loss
         self.build_optimizer = optimizer
         self.schedule = schedule
-        # Fed by validation and test alike, which never run at the same time; Lightning resets them.
+        # Fed by validation and test alike, which never run at the same time.
         self.eval_loss = MeanMetric(nan_strategy="disable")  # a NaN must show, not be left out
         self.eval_acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.images_seen = 0
         self.lr = 0.0
         self.history: dict[str, list[tuple[int, float]]] = {}
+        self.unrecorded: tuple[Tensor, int, int] | None = None  # of the last step: loss, batch_idx, number of images
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the running hook's name here 46 times a step, and nn.Module's own __setattr__,
         # which looks for parameters, makes that 130 us a step.
-        if name == "_current_fx_name":
+        if name in ("_current_fx_name", "unrecorded"):
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
@@ -86,6 +87,7 @@ class Classifier(L.LightningModule):
         """Return the loss of one batch."""
         self.lr = self.trainer.optimizers[0].param_groups[0]["lr"]  # a schedule moves it before the step is logged
         loss, _ = self._step(batch)
+        self.unrecorded = (loss.detach(), batch_idx, len(batch[1]))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -124,18 +126,7 @@ class Classifier(L.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Every `log_every_n_steps` steps, log the scalars of training and look at the loss."""
-        self.images_seen += len(batch[1]) * self.trainer.world_size
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            loss = outputs["loss"].item()
-            self._record(
-                {
-                    "train/loss": loss,
-                    "lr": self.lr,
-                    "epoch": self.trainer.current_epoch + (batch_idx + 1) / self.trainer.num_training_batches,
-                    "images_seen": self.images_seen,
-                }
-            )
-            self._stop_if_diverged("train/loss", loss)
+        self._record_step()
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/loss` and `val/acc`."""
@@ -147,6 +138,7 @@ class Classifier(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the curves, and the order of the images, need to go on after a resume."""
+        self._record_step()  # callbacks save a step's checkpoint before the module's own hook at its end
         checkpoint["progress"] = {
             "images_seen": self.images_seen,
             "history": self.history,
@@ -172,7 +164,8 @@ class Classifier(L.LightningModule):
 
     def _eval_step(self, batch: Batch) -> Tensor:
         loss, logits = self._step(batch)
-        self.eval_loss.update(loss.expand(len(logits)))  # a mean over images, not batches
+        # A mean over images, not batches; this nan_strategy ignores MeanMetric's own weights.
+        self.eval_loss.update(loss.expand(len(logits)))
         self.eval_acc.update(logits, batch[1])
         return logits
 
@@ -191,6 +184,23 @@ class Classifier(L.LightningModule):
         for tag, value in metrics.items():
             self.history.setdefault(tag, []).append((self.trainer.global_step, value))
         self._stop_if_diverged(f"{split}/loss", metrics[f"{split}/loss"])
+
+    def _record_step(self) -> None:
+        """Count the step that has just been made, unless that is done, and log it if it is its turn."""
+        if self.unrecorded is None:
+            return
+        (loss, batch_idx, num_images), self.unrecorded = self.unrecorded, None
+        self.images_seen += num_images * self.trainer.world_size
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._record(
+                {
+                    "train/loss": loss.item(),
+                    "lr": self.lr,
+                    "epoch": self.trainer.current_epoch + (batch_idx + 1) / self.trainer.num_training_batches,
+                    "images_seen": self.images_seen,
+                }
+            )
+            self._stop_if_diverged("train/loss", loss.item())
 
     def _record(self, scalars: dict[str, float]) -> None:
         step = self.trainer.global_step

@@ -56,7 +56,7 @@ class Result:
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """Return 16 hex digits that are equal for equal resolved configurations, wherever run and data lie."""
-    content = {key: value for key, value in config.items() if key not in ("run_dir", "sweep")}
+    content = {key: value for key, value in config.items() if key not in ("run_dir", "resume", "sweep")}
     content["data"] = {key: value for key, value in config["data"].items() if key != "root"}
     # The run folder stands in other values too, such as where checkpoints go.
     text = json.dumps(content, sort_keys=True).replace(json.dumps(config["run_dir"])[1:-1], "")

@@ -149,6 +149,8 @@ def quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")
         # A run that goes on, in its own folder.
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
+        # It does resume: the data module keeps the loader's place (MNISTDataModule.state_dict).
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         # What debug=overfit asks for.
         warnings.filterwarnings("ignore", message=".*requested to overfit but enabled train dataloader shuffling.*")
         # Lightning 2.6 uses what torch 2.14 deprecates.

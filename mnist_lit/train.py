@@ -2,6 +2,8 @@
 
 import math
 import os
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,20 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_lit import cli
 from mnist_lit.errors import UserError
-from mnist_lit.result import Result, write_atomically
+from mnist_lit.result import Result
 from mnist_lit.sweep import ledger
 
 if TYPE_CHECKING:
     from mnist_lit.run import Run
 
-CONFIG = "config.yaml"
-CONFIG_HEADER = """\
-# Repeat this run:  python -m mnist_lit.train --config-dir {folder} --config-name config
-defaults:
-  - hydra: train
-  - _self_
-
-"""
+# What a run that is resumed may change: how long it goes on, where its data lies, what is scored at the end.
+CHANGED_ON_RESUME = ("trainer.max_epochs", "data.root", "test")
 
 
 def main() -> None:
@@ -36,22 +32,50 @@ def train(cfg: DictConfig) -> float:
     """Fit, test with the best checkpoint, and leave everything in `cfg.run_dir`; return `val/acc` (or NaN).
 
     A job of a multirun goes through `_train_as_job`. A single run raises UserError for what the user can
-    mend, and SystemExit with code 1 if it diverged, 130 if it was interrupted.
+    mend, and SystemExit with code 1 if it diverged, 128 + the signal's number if it was interrupted.
     """
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         return _train_as_job(cfg)
     run_dir = Path(cfg.run_dir)
-    if (run_dir / CONFIG).exists() and "LOCAL_RANK" not in os.environ:  # Lightning's other processes share it
-        raise UserError(f"{run_dir} belongs to another run: leave hydra.run.dir out, or name a new folder")
-    with cli.no_folder_left(run_dir):
-        run = _build(cfg)
-        run.datamodule.prepare_data()
-    result = _execute(run, cfg)
+    is_resumed = cfg.resume is not None
+    with ledger.claimed(run_dir) if "LOCAL_RANK" not in os.environ else nullcontext(True) as is_ours:
+        if not is_ours:
+            raise UserError(f"{run_dir}: another process is at work there; wait for it, or end it first")
+        if is_resumed:
+            cfg = _as_it_was(cfg)
+        # Lightning starts the other processes of a distributed run with the same folder.
+        elif (run_dir / cli.CONFIG).exists() and "LOCAL_RANK" not in os.environ:
+            raise UserError(f"{run_dir} belongs to another run: resume={run_dir} goes on with it, or name a new folder")
+        with cli.no_folder_left(run_dir):
+            run = _build(cfg)
+            run.datamodule.prepare_data()
+        result = _execute(run, cfg, resume=is_resumed)
     if run.trainer.is_global_zero:
         _show(result, run_dir)
     if result.status == "diverged":
         raise SystemExit(1)
     return result.metrics.get("val/acc", math.nan)
+
+
+def _as_it_was(cfg: DictConfig) -> DictConfig:
+    """Return the configuration of the run that `resume` names, with what may be changed in it.
+
+    Raises UserError for other changes.
+    """
+    saved = cli.read_config(Path(cfg.run_dir))
+    for override in HydraConfig.get().overrides.task if HydraConfig.initialized() else []:
+        key = override.lstrip("+~").split("=", 1)[0]
+        if key != "resume" and key not in CHANGED_ON_RESUME:
+            raise UserError(
+                f"{override}: a resumed run keeps its settings, but for {', '.join(CHANGED_ON_RESUME)}; leave it out, "
+                "or start a new run"
+            )
+        if key == "trainer.max_epochs" and (saved.scheduler or {}).get("length_argument"):
+            raise UserError(f"{override}: this run's scheduler was laid out for {saved.trainer.max_epochs} epochs")
+        if key != "resume":
+            OmegaConf.update(saved, key, OmegaConf.select(cfg, key))
+    saved.run_dir = cfg.run_dir
+    return saved
 
 
 def _train_as_job(cfg: DictConfig) -> float:
@@ -95,12 +119,16 @@ def _build(cfg: DictConfig) -> "Run":
 
 def _execute(run: "Run", cfg: DictConfig, *, resume: bool = False) -> Result:
     if run.trainer.is_global_zero:
-        header = CONFIG_HEADER.format(folder=os.path.relpath(run.run_dir))
-        write_atomically(run.run_dir / CONFIG, header + OmegaConf.to_yaml(cfg))
+        cli.write_config(cfg, run.run_dir)
     try:
         return run.execute(test=cfg.test, resume=resume)
-    except (KeyboardInterrupt, SystemExit):
-        raise SystemExit(130) from None
+    except (KeyboardInterrupt, SystemExit) as end:  # Lightning turns Ctrl-C into an exit with code 1
+        code = end.code if isinstance(end, SystemExit) and end.code != 1 else 130
+        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
+            print(
+                f"interrupted; go on:  python -m mnist_lit.train resume={os.path.relpath(run.run_dir)}", file=sys.stderr
+            )
+        raise SystemExit(code) from None
 
 
 def _show(result: Result, run_dir: Path) -> None:

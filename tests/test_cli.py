@@ -150,7 +150,7 @@ def test_full_error_is_raised_before_there_is_a_configuration(main: Main) -> Non
 def test_bug_exits_with_1_and_leaves_its_traceback_in_the_log(
     main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(run: object, cfg: object) -> None:
+    def broken(run: object, cfg: object, resume: bool) -> None:
         raise ZeroDivisionError("by\nzero")
 
     monkeypatch.setattr(train, "_execute", broken)

@@ -63,7 +63,7 @@ def scores(checkpoint: dict[str, Any], name: str) -> dict[str, Any]:
 def test_run_folder_holds_what_is_promised_and_nothing_else(trained: Trained) -> None:
     pictures = [f"figures/{name}.png" for name in PICTURES]
     assert files(trained.folder) == sorted(
-        ["checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "events", "result.json", *pictures]
+        [".lock", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "events", "result.json", *pictures]
     )
 
 
@@ -461,7 +461,7 @@ def test_folder_of_another_run_is_refused_and_left_alone(trained: Trained) -> No
     with pytest.raises(UserError) as refusal:
         train.train(compose_config(trained.folder, "seed=1"))
     assert str(refusal.value) == (
-        f"{trained.folder} belongs to another run: leave hydra.run.dir out, or name a new folder"
+        f"{trained.folder} belongs to another run: resume={trained.folder} goes on with it, or name a new folder"
     )
     assert contents() == before
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mnist_lit.data.dataset import Batch, ImageDataset, stratified_indices
+from mnist_lit.data.dataset import Batch, ImageDataset, ResumableLoader, stratified_indices
 from mnist_lit.data.sources import SAMPLE, SAMPLE_DIR, Source, check_fetchers, load, prepare
 from mnist_lit.errors import UserError
 
@@ -79,6 +79,7 @@ class MNISTDataModule(L.LightningDataModule):
         self.num_workers = num_workers
         self.device_resident = device_resident
         self.is_set_up = False
+        self.start: tuple[int, Tensor] | None = None
 
     def prepare_data(self) -> None:
         """Fetch and verify the files (Lightning calls this in one process only)."""
@@ -104,7 +105,7 @@ class MNISTDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches by torch's own sampler; the last one may be smaller."""
-        return self._loader(self.train, self.batch_size, shuffle=True)
+        return self._loader(self.train, self.batch_size, shuffle=True, start=self.start)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Batches of the validation images in file order; no loader where `val_size` is 0."""
@@ -133,6 +134,18 @@ class MNISTDataModule(L.LightningDataModule):
         # In place and without the division by 255: a quarter of the time of the formula as written.
         return images.to(torch.float32).sub_(255 * self.mean).div_(255 * self.std)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return how far into its order of the images an epoch is, if it is not over; part of every checkpoint."""
+        if self.trainer is None or self.trainer.is_last_batch:
+            return {}
+        loader = self.trainer.train_dataloader
+        assert isinstance(loader, ResumableLoader)
+        return {"num_given": loader.num_given, "rng_state": loader.rng_state}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Begin the next fit in the middle of that epoch."""
+        self.start = (state_dict["num_given"], state_dict["rng_state"])
+
     def _check_val_size(self, num_images: int) -> None:
         if self.val_size >= num_images:
             raise UserError(f"data.val_size={self.val_size}: must be below the {num_images} training images")
@@ -142,9 +155,16 @@ class MNISTDataModule(L.LightningDataModule):
             return torch.device("cpu")
         return self.trainer.strategy.root_device
 
-    def _loader(self, dataset: ImageDataset, batch_size: int, *, shuffle: bool = False) -> DataLoader[Batch]:
+    def _loader(
+        self,
+        dataset: ImageDataset,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        start: tuple[int, Tensor] | None = None,
+    ) -> DataLoader[Batch]:
         device_needs_copy = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return DataLoader(
+        return ResumableLoader(
             dataset,
             batch_size=batch_size,
             shuffle=shuffle,
@@ -154,6 +174,7 @@ class MNISTDataModule(L.LightningDataModule):
             persistent_workers=False,
             pin_memory=device_needs_copy and dataset.images.device.type == "cpu",
             collate_fn=_as_is,
+            start=start,
         )
 
 

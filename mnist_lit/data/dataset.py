@@ -1,11 +1,12 @@
 """Images and labels in memory, served a whole batch at a time."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 Batch = tuple[Tensor, Tensor]
 
@@ -36,6 +37,44 @@ class ImageDataset(Dataset[Batch]):
         positions = torch.frombuffer(array("q", batch), dtype=torch.int64)
         indices = self.indices.index_select(0, positions.to(self.indices.device, non_blocking=True))
         return self.images.index_select(0, indices), self.labels.index_select(0, indices)
+
+
+class ResumableLoader(DataLoader[Batch]):
+    """A DataLoader that knows how far it is, and can begin in the middle of an epoch, in the same order.
+
+    `num_given` counts the batches of this epoch, `rng_state` is torch's at its start, from which the sampler
+    draws the order. With `start` (num_given, rng_state), the first epoch leaves out as many batches, then
+    goes on with torch's random numbers as they were found.
+    """
+
+    def __init__(self, *args: Any, start: tuple[int, Tensor] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.start = start
+        self.num_given = 0
+        self.rng_state = torch.get_rng_state()
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch promises its own iterator's class
+        if self.start is not None:
+            (num_given, self.rng_state), self.start = self.start, None
+            return self._from(num_given)
+        self.rng_state = torch.get_rng_state()
+        return self._counted(super().__iter__())
+
+    def _from(self, num_given: int) -> Iterator[Batch]:
+        # All of it when the first batch is wanted: by then Lightning has told a distributed sampler its epoch.
+        now = torch.get_rng_state()
+        torch.set_rng_state(self.rng_state)
+        batches = super().__iter__()
+        for _ in range(num_given):
+            next(batches)
+        torch.set_rng_state(now)
+        yield from self._counted(batches, num_given)
+
+    def _counted(self, batches: Iterator[Batch], num_given: int = 0) -> Iterator[Batch]:
+        self.num_given = num_given
+        for batch in batches:
+            self.num_given += 1
+            yield batch
 
 
 def stratified_indices(labels: Tensor, size: int, seed: int) -> Tensor:

@@ -56,6 +56,8 @@ class SweepCallback(Callback):
         return len(failed)
 
     def _prepare(self, config: DictConfig) -> None:
+        if config.resume is not None:
+            raise UserError(f"resume={config.resume}: a multirun goes on by itself; give its own command again")
         loader = GlobalHydra.instance().config_loader()
         arguments: list[str] = OmegaConf.to_container(config.hydra.overrides.task)  # type: ignore[assignment]
         overrides = OverridesParser.create(config_loader=loader).parse_overrides(arguments)

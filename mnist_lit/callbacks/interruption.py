@@ -1,0 +1,67 @@
+"""Ending a fit between two steps when the user or the cluster asks for it."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import lightning as L
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption(L.Callback):
+    """On Ctrl-C or SIGTERM (a cluster's preemption), finishes the step, saves a checkpoint to `path` and ends the fit.
+
+    From there a resumed fit continues to the same bits. If the step was an epoch's last, validation and the epoch's
+    own checkpoints come first. A second Ctrl-C ends the fit at once. Where several processes train, each stops
+    at its own step, so only the epoch's checkpoints stand.
+
+    Raises SystemExit from `fit`, its code 128 + the signal's number, as shells do.
+    """
+
+    def __init__(self, *, path: str) -> None:
+        self.path = path
+        self.received: int | None = None
+        self.handlers_before: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signals over; only a process's main thread can."""
+        self.received = None
+        if threading.current_thread() is threading.main_thread():
+            self.handlers_before = {number: signal.signal(number, self._note) for number in SIGNALS}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save and end, if a signal has come."""
+        if self.received is not None and not trainer.is_last_batch:
+            if trainer.world_size == 1:
+                trainer.save_checkpoint(self.path)
+            self._end()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """End, if a signal has come at the end of the epoch before."""
+        self._end()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """End, if a signal has come at the end of the last epoch."""
+        self._give_back()
+        self._end()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Give the signals back."""
+        self._give_back()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self._give_back()
+
+    def _give_back(self) -> None:
+        for number, handler in self.handlers_before.items():
+            signal.signal(number, handler)
+        self.handlers_before = {}
+
+    def _end(self) -> None:
+        if self.received is not None:
+            raise SystemExit(128 + self.received)

@@ -1,0 +1,211 @@
+"""Runs that are cut off and go on end in the same bits as runs that never were."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Main, read_checkpoint, read_result
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from mnist_lit import train
+from mnist_lit.module import Classifier
+
+# 16 steps an epoch; dropout draws random numbers in every one of them, and the schedule spans the run.
+SETTINGS = (
+    "data=sample",
+    "trainer.max_epochs=3",
+    "trainer.log_every_n_steps=5",
+    "model.dropout=0.2",
+    "optimizer.lr=0.1",
+    "scheduler=one_cycle",
+    "callbacks.pictures=null",
+)
+pytestmark = pytest.mark.usefixtures("ctrl_c")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing cut off."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert exit_code(in_child(lambda: None, *SETTINGS, f"hydra.run.dir={folder}")) == 0
+    return folder
+
+
+def in_child(change: Callable[[], None], *arguments: str) -> int:
+    """Run `mnist_lit.train` in a forked process, after `change` to it; return its process id."""
+    if pid := os.fork():
+        return pid
+    code: int | str | None = 1
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        change()
+        sys.argv = ["train", *arguments]
+        train.main()
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    finally:
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def exit_code(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def resume(folder: Path) -> int:
+    return exit_code(in_child(lambda: None, f"resume={folder}"))
+
+
+def signal_in_step(step: int, number: int) -> Callable[[], None]:
+    """Make the process send itself a signal in the middle of a step, counted from 1."""
+    training_step = Classifier.training_step
+
+    def change() -> None:
+        def patched(self: Classifier, batch: Any, batch_idx: int) -> Tensor:
+            if self.trainer.global_step == step - 1:
+                os.kill(os.getpid(), number)
+            return training_step(self, batch, batch_idx)
+
+        Classifier.training_step = patched  # type: ignore[method-assign]
+
+    return change
+
+
+def cut_off(folder: Path, step: int, number: int) -> int:
+    return exit_code(in_child(signal_in_step(step, number), *SETTINGS, f"hydra.run.dir={folder}"))
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return {
+        tag: [(point.step, point.value) for point in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if not tag.startswith("hp")
+    }
+
+
+def assert_same(folder: Path, whole: Path) -> None:
+    one, other = read_result(folder), read_result(whole)
+    for key in ("status", "config_hash", "metrics", "best_epoch", "history"):
+        assert one[key] == other[key], key
+    for name in ("best", "last"):
+        mine, theirs = read_checkpoint(folder, name), read_checkpoint(whole, name)
+        assert mine["global_step"] == theirs["global_step"]
+        assert mine["progress"]["history"] == theirs["progress"]["history"]
+        assert torch.equal(mine["progress"]["rng_state"], theirs["progress"]["rng_state"])
+        for key, tensor in theirs["state_dict"].items():
+            assert torch.equal(mine["state_dict"][key], tensor), key
+        torch.testing.assert_close(mine["optimizer_states"], theirs["optimizer_states"], rtol=0, atol=0)
+        assert mine["lr_schedulers"] == theirs["lr_schedulers"]
+    assert scalars(folder) == scalars(whole)
+
+
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [
+        (1, signal.SIGINT),
+        (7, signal.SIGTERM),
+        (15, signal.SIGINT),
+        (16, signal.SIGTERM),
+        (17, signal.SIGINT),
+        (48, signal.SIGTERM),
+    ],
+)
+def test_a_signal_stops_after_the_step_and_the_run_goes_on_from_there(
+    step: int, number: signal.Signals, whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    assert cut_off(folder, step, number) == 128 + number
+    assert read_result(folder)["status"] == "interrupted"
+    assert read_checkpoint(folder, "last")["global_step"] == step
+    assert resume(folder) == 0
+    assert_same(folder, whole)
+
+
+@pytest.mark.parametrize("step", [17, 48])
+def test_killed_a_run_goes_on_from_its_last_epoch(step: int, whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert cut_off(folder, step, signal.SIGKILL) == -signal.SIGKILL
+    assert not (folder / "result.json").exists()
+    assert read_checkpoint(folder, "last")["global_step"] == (step - 1) // 16 * 16
+    assert resume(folder) == 0
+    assert_same(folder, whole)
+
+
+def test_killed_before_its_first_checkpoint_a_run_starts_anew(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert cut_off(folder, 5, signal.SIGKILL) == -signal.SIGKILL
+    assert resume(folder) == 0
+    assert_same(folder, whole)
+
+
+def test_cut_off_twice_a_run_still_ends_in_the_same_bits(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert cut_off(folder, 7, signal.SIGTERM) == 143
+    assert exit_code(in_child(signal_in_step(12, signal.SIGINT), f"resume={folder}")) == 130
+    assert read_checkpoint(folder, "last")["global_step"] == 12
+    assert resume(folder) == 0
+    assert_same(folder, whole)
+
+
+def test_a_finished_run_goes_on_for_more_epochs(main: Main, tmp_path: Path) -> None:
+    settings = [setting for setting in SETTINGS if "scheduler" not in setting]
+    assert main(*settings, "trainer.max_epochs=3", "hydra.run.dir=whole").code == 0
+    assert main(*settings, "trainer.max_epochs=1", "hydra.run.dir=longer").code == 0
+    assert main("resume=longer", "trainer.max_epochs=3").code == 0
+    whole, longer = (read_result(tmp_path / name) for name in ("whole", "longer"))
+    for key in ("metrics", "history", "config_hash", "best_epoch"):
+        assert longer[key] == whole[key]
+    assert "max_epochs: 3" in (tmp_path / "longer" / "config.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resume=nowhere"], "resume=nowhere: holds no run; name the folder of one, such as outputs/train/DATE/TIME"),
+        (["resume=run", "optimizer.lr=1"], "optimizer.lr=1: a resumed run keeps its settings, but for trainer.max_ep"),
+        (["resume=run", "optimizer=adam"], "optimizer=adam: a resumed run keeps its settings"),
+        (
+            ["resume=run", "trainer.max_epochs=9"],
+            "trainer.max_epochs=9: this run's scheduler was laid out for 3",
+        ),
+        (["resume=run", "trainer.max_epochs=-7"], "trainer.max_epochs=-7"),
+        (["-m", "resume=run", "seed=1,2"], "resume=run: a multirun goes on by itself"),
+    ],
+)
+def test_what_cannot_be_resumed_is_refused(
+    arguments: list[str], message: str, main: Main, whole: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run").symlink_to(whole)
+    before = {path.name: path.stat().st_mtime_ns for path in whole.iterdir() if path.name not in (".lock", "train.log")}
+    outcome = main(*arguments)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert not (tmp_path / "nowhere").exists()
+    after = {path.name: path.stat().st_mtime_ns for path in whole.iterdir() if path.name not in (".lock", "train.log")}
+    assert after == before
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path, main: Main) -> None:
+    folder = tmp_path / "run"
+    pid = in_child(lambda: None, *SETTINGS, "trainer.max_epochs=1000", f"hydra.run.dir={folder}")
+    try:
+        while not (folder / "config.yaml").exists():
+            time.sleep(0.05)
+        outcome = main(f"resume={folder}")
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert outcome.code == 2
+    assert outcome.err == f"error: {folder}: another process is at work there; wait for it, or end it first\n"
