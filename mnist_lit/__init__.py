@@ -1,3 +1,58 @@
-"""mnist-lit: MNIST with PyTorch Lightning, Hydra and TensorBoard, done properly."""
+"""mnist-lit: MNIST with PyTorch Lightning, Hydra and TensorBoard, done properly.
 
+    from mnist_lit import load_model, train
+
+    run = train("optimizer.lr=0.1", "trainer.max_epochs=10")
+    model = load_model(run.run_dir)  # uint8 images [B, 28, 28] -> probabilities [B, 10]
+
+Both import what takes seconds when they are called. Importing the entry point `mnist_lit.train`, which needs the
+command line, puts that module in the place of the function.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mnist_lit.predictor import Predictor
+    from mnist_lit.run import Run
+
+__all__ = ["load_model", "train"]
 __version__ = "0.1.0"
+
+
+def train(*overrides: str, run_dir: str | Path | None = None) -> "Run":
+    """Train as `python -m mnist_lit.train OVERRIDES` does, and return the run with its `metrics` and `run_dir`.
+
+    `run_dir` is its folder, a new one below outputs/train if it is left out. Raises UserError for what the command
+    line refuses. A loss that diverges raises nothing: see `run.result.status`.
+    """
+    from mnist_lit import cli
+
+    with cli.fast_imports():
+        from mnist_lit.build import build
+    cfg = cli.compose("train", overrides)
+    folder = Path(run_dir or cli.new_folder("outputs/train"))
+    folder.mkdir(parents=True, exist_ok=True)
+    cfg.run_dir = str(folder)
+    with cli.no_folder_left(folder):
+        cli.check_is_new(folder)
+        run = build(cfg, overrides)
+        run.datamodule.prepare_data()
+    cli.write_config(cfg, folder)
+    run.execute(test=cfg.test)
+    return run
+
+
+def load_model(path: str | Path, *, trusted: Sequence[str] = ()) -> "Predictor":
+    """Load a trained network: uint8 images [B, 28, 28] in, probabilities [B, C] out.
+
+    `path` is a checkpoint file or a run's folder; only weights and plain data are read from it. `trusted` names
+    packages, beside torch.nn and mnist_lit, whose classes the network may be built from. Raises UserError for
+    a file that is missing, damaged, or would build anything else.
+    """
+    from mnist_lit import cli
+
+    with cli.fast_imports():
+        from mnist_lit.checkpoint import read_checkpoint
+    return read_checkpoint(path).predictor(trusted=trusted)

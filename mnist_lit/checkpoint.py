@@ -102,11 +102,3 @@ def find_checkpoint(path: Path) -> Path:
             return found
     what = "holds no checkpoints/best.ckpt or last.ckpt" if path.is_dir() else "no such file or folder"
     raise UserError(f"ckpt={path}: {what}; name a .ckpt file or a run's folder, such as outputs/train/DATE/TIME")
-
-
-def load_model(path: str | Path, *, trusted: Sequence[str] = ()) -> Predictor:
-    """Load a trained network: uint8 images [B, 28, 28] in, probabilities [B, C] out.
-
-    `path` is a checkpoint or a run's folder; see `Checkpoint.classifier` for `trusted` and the errors.
-    """
-    return read_checkpoint(path).predictor(trusted=trusted)

@@ -6,7 +6,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -74,6 +74,19 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
+def compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
+    """Compose a configuration for a call from Python.
+
+    Raises UserError for what Hydra cannot compose.
+    """
+    register_resolvers()
+    try:
+        with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            return hydra.compose(config_name, list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(describe(error)) from error
+
+
 def write_config(cfg: DictConfig, run_dir: Path) -> None:
     """Write the configuration of a run to its folder."""
     header = CONFIG_HEADER.format(folder=shlex.quote(os.path.relpath(run_dir)))
@@ -86,6 +99,12 @@ def read_config(run_dir: Path) -> DictConfig:
     assert isinstance(cfg, DictConfig)
     del cfg["defaults"]
     return cfg
+
+
+def check_is_new(run_dir: Path) -> None:
+    """Raise UserError if the folder has a run in it."""
+    if (run_dir / CONFIG).exists():
+        raise UserError(f"{run_dir} belongs to another run: resume={run_dir} goes on with it, or name a new folder")
 
 
 @contextmanager

@@ -43,6 +43,7 @@ class Run:
         self.trainer = trainer
         self.timer = timer
         self.run_dir = Path(trainer.default_root_dir)
+        self.result: Result | None = None
         self.metrics: dict[str, float] = {}
         self.best_epoch: int | None = None
 
@@ -73,10 +74,10 @@ class Run:
             for logger in self.trainer.loggers:
                 if isinstance(logger, TensorBoard):
                     logger.close()
-            result = self._result(status, error)
+            self.result = self._result(status, error)
             if self.trainer.is_global_zero:
-                result.write(self.run_dir)
-        return result
+                self.result.write(self.run_dir)
+        return self.result
 
     def _fit(self, checkpoint_path: str | None) -> None:
         try:

@@ -44,8 +44,8 @@ def train(cfg: DictConfig) -> float:
         if is_resumed:
             cfg = _as_it_was(cfg)
         # Lightning starts the other processes of a distributed run with the same folder.
-        elif (run_dir / cli.CONFIG).exists() and "LOCAL_RANK" not in os.environ:
-            raise UserError(f"{run_dir} belongs to another run: resume={run_dir} goes on with it, or name a new folder")
+        elif "LOCAL_RANK" not in os.environ:
+            cli.check_is_new(run_dir)
         with cli.no_folder_left(run_dir):
             run = _build(cfg)
             run.datamodule.prepare_data()

@@ -20,8 +20,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from mnist_lit import cli, train
+from mnist_lit import cli
 from mnist_lit.data import sources
+from mnist_lit.train import train
 
 # Two busy processes with two threads each on two cores wait for one another most of the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -138,7 +139,7 @@ def train_run(tmp_path: Path) -> Train:
     def run_it(*overrides: str, run: str = "run", sample: bool = True, full: bool = False) -> Trained:
         bare = [] if full else ["callbacks.pictures=null", "logger=none"]
         config = compose_config(tmp_path / run, *bare, *overrides, sample=sample)
-        return Trained(folder=tmp_path / run, config=config, score=train.train(config))
+        return Trained(folder=tmp_path / run, config=config, score=train(config))
 
     return run_it
 
@@ -149,7 +150,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     cli.register_resolvers()
     folder = tmp_path_factory.mktemp("trained") / "run"
     config = compose_config(folder)
-    return Trained(folder=folder, config=config, score=train.train(config))
+    return Trained(folder=folder, config=config, score=train(config))
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import pytest
 import torch
 from conftest import Trained
 
-from mnist_lit.checkpoint import load_model, read_checkpoint
+from mnist_lit import load_model
+from mnist_lit.checkpoint import read_checkpoint
 from mnist_lit.data.idx import read_idx
 from mnist_lit.data.sources import SAMPLE_DIR, TEST_IMAGES, TEST_LABELS
 from mnist_lit.errors import UserError

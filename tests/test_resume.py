@@ -14,8 +14,8 @@ from conftest import Main, read_checkpoint, read_result
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from mnist_lit import train
 from mnist_lit.module import Classifier
+from mnist_lit.train import main as train_main
 
 # 16 steps an epoch; dropout draws random numbers in every one of them, and the schedule spans the run.
 SETTINGS = (
@@ -49,7 +49,7 @@ def in_child(change: Callable[[], None], *arguments: str) -> int:
         os.dup2(nowhere, 2)
         change()
         sys.argv = ["train", *arguments]
-        train.main()
+        train_main()
         code = 0
     except SystemExit as end:
         code = end.code

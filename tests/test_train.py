@@ -15,7 +15,6 @@ from torch.nn import functional
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
-from mnist_lit import train
 from mnist_lit.build import build
 from mnist_lit.data.sources import SAMPLE
 from mnist_lit.errors import UserError
@@ -23,6 +22,7 @@ from mnist_lit.loss import OneHotMSE
 from mnist_lit.model import MLP
 from mnist_lit.module import Classifier
 from mnist_lit.result import SCHEMA_VERSION, Result
+from mnist_lit.train import train
 
 PICTURES = ("samples", "predictions", "confusion_matrix", "first_layer_weights", "loss_curve")
 
@@ -459,7 +459,7 @@ def test_folder_of_another_run_is_refused_and_left_alone(trained: Trained) -> No
 
     before = contents()
     with pytest.raises(UserError) as refusal:
-        train.train(compose_config(trained.folder, "seed=1"))
+        train(compose_config(trained.folder, "seed=1"))
     assert str(refusal.value) == (
         f"{trained.folder} belongs to another run: resume={trained.folder} goes on with it, or name a new folder"
     )

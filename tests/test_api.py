@@ -1,0 +1,58 @@
+"""What notebooks use: `from mnist_lit import load_model, train`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def python(script: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def test_the_readmes_example_runs(tmp_path: Path) -> None:
+    (example,) = (block for block in README.split("```python\n")[1:])
+    example = example.split("```")[0]
+    done = python(example.replace('train("', 'train("data=sample", "'), tmp_path)
+    assert done.returncode == 0, done.stderr
+    accuracy, prediction = done.stdout.split()
+    assert 0.5 < float(accuracy) < 1
+    assert prediction in "0123456789"
+
+
+def test_python_raises_what_the_command_line_prints(tmp_path: Path) -> None:
+    script = """
+from mnist_lit import train
+from mnist_lit.errors import UserError
+for word in ("optimizer.lrr=1", "optimizer.lr=abc", "data.batch_size=0", "optimizer=sdg"):
+    try:
+        train("data=sample", word)
+    except UserError as error:
+        print(error)
+run = train("data=sample", "debug=fast", run_dir="a,b=c")
+print(run.result.status, run.run_dir)
+try:
+    train("data=sample", run_dir="a,b=c")
+except UserError as error:
+    print(error)
+"""
+    done = python(script, tmp_path)
+    assert done.stdout.splitlines() == [
+        "optimizer.lrr is not a key: there are lr, momentum, nesterov, weight_decay, fused",
+        "optimizer.lr=abc: must be a number",
+        "data.batch_size must be at least 1, got 0",
+        "optimizer=sdg: no such option, there are adam, adamw, sgd",
+        "finished a,b=c",
+        "a,b=c belongs to another run: resume=a,b=c goes on with it, or name a new folder",
+    ], done.stderr
+    assert not list(tmp_path.glob("outputs/train/*/*"))
+    assert (tmp_path / "a,b=c" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["train", "load_model"])
+def test_import_is_quick_and_offers_both(name: str, tmp_path: Path) -> None:
+    done = python(f"import sys; from mnist_lit import {name}; print('torch' in sys.modules)", tmp_path)
+    assert done.stdout == "False\n"
