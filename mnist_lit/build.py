@@ -167,34 +167,37 @@ def _check_together(config: dict[str, Any]) -> None:
     trainer, data, optimizer = config["trainer"], config["data"], config["optimizer"]
     if not 0 <= config["seed"] < 2**32:
         raise UserError(f"seed={config['seed']}: must be from 0 to 4294967295")
-    accelerator = trainer["accelerator"]
+    accelerator = trainer.get("accelerator")
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available() and not torch.mps.is_available():
         raise UserError(f"trainer.accelerator={accelerator}: torch finds no GPU here; set it to cpu or auto")
-    max_epochs = trainer["max_epochs"]
+    max_epochs = trainer.get("max_epochs")
     if max_epochs is None or max_epochs == 0 or max_epochs < -1:
         raise UserError(f"trainer.max_epochs={max_epochs}: must be at least 1, or -1: until a callback stops it")
-    if trainer["gradient_clip_val"] and "mixed" in str(trainer["precision"]) and optimizer.get("fused"):
+    clip, precision = trainer.get("gradient_clip_val") or 0, str(trainer.get("precision"))
+    if clip and "mixed" in precision and optimizer.get("fused"):
         raise UserError(
-            f"trainer.gradient_clip_val={trainer['gradient_clip_val']}: Lightning cannot clip for a fused optimizer in "
-            f"trainer.precision={trainer['precision']}; set optimizer.fused=false"
+            f"trainer.gradient_clip_val={clip}: Lightning cannot clip for a fused optimizer in "
+            f"trainer.precision={precision}; set optimizer.fused=false"
         )
     for key in ("log_every_n_steps", "check_val_every_n_epoch"):
         if trainer.get(key) is not None and trainer[key] < 1:
             raise UserError(f"trainer.{key}={trainer[key]}: must be at least 1")
     if trainer.get("limit_train_batches") == 0:
         raise UserError("trainer.limit_train_batches=0: leaves nothing to train on; set it to null for all batches")
-    if (trainer.get("gradient_clip_val") or 0) < 0:
-        raise UserError(f"trainer.gradient_clip_val={trainer['gradient_clip_val']}: must be above 0, or null: none")
+    if clip < 0:
+        raise UserError(f"trainer.gradient_clip_val={clip}: must be above 0, or null: none")
     if not 0 < optimizer.get("lr", 1) < math.inf:
         raise UserError(f"optimizer.lr={optimizer['lr']}: must be above 0")
+    limit_val_batches = trainer.get("limit_val_batches")
     for name, callback in config["callbacks"].items():
         monitor = (callback or {}).get("monitor")
         if monitor is not None and monitor not in MONITORED:
             raise UserError(f"callbacks.{name}.monitor={monitor}: must be {' or '.join(MONITORED)}")
-        if data["val_size"] == 0 and str(monitor).startswith("val/"):
-            raise UserError(
-                f"callbacks.{name}.monitor={monitor}: data.val_size=0 leaves nothing to validate on; set it to null"
-            )
+        for key, value in {"data.val_size": data["val_size"], "trainer.limit_val_batches": limit_val_batches}.items():
+            if monitor is not None and value == 0:
+                raise UserError(
+                    f"callbacks.{name}.monitor={monitor}: {key}=0 leaves nothing to validate on; set it to null"
+                )
 
 
 def _top_level(

@@ -36,6 +36,11 @@ def train(cfg: DictConfig) -> float:
     """
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         return _train_as_job(cfg)
+    if HydraConfig.initialized():
+        # The log is in Hydra's folder, and the rest belongs there too.
+        with cli.no_folder_left(Path(output_dir := HydraConfig.get().runtime.output_dir)):
+            if cfg.run_dir != output_dir:
+                raise UserError(f"run_dir={cfg.run_dir}: follows hydra.run.dir; give hydra.run.dir=FOLDER instead")
     run_dir = Path(cfg.run_dir)
     is_resumed = cfg.resume is not None
     with ledger.claimed(run_dir) if "LOCAL_RANK" not in os.environ else nullcontext(True) as is_ours:

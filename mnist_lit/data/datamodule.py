@@ -1,5 +1,6 @@
 """The LightningDataModule: from the four files to normalised batches on the device."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,8 @@ class MNISTDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         for key, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
-            if value < 1:
-                raise ValueError(f"{key} must be at least 1, got {value}")
+            if not 1 <= value < 2**31:
+                raise ValueError(f"{key} must be at least 1 and below 2147483648, got {value}")
         for key, value in {
             "val_size": val_size,
             "num_workers": num_workers,
@@ -58,8 +59,8 @@ class MNISTDataModule(L.LightningDataModule):
         }.items():
             if value < 0:
                 raise ValueError(f"{key} must be at least 0, got {value}")
-        if std <= 0:
-            raise ValueError(f"std must be above 0, got {std}")
+        if not (0 < std < math.inf and math.isfinite(mean)):
+            raise ValueError(f"std must be above 0, and mean a number: got {std} and {mean}")
         check_fetchers(fetch_from)
         self.source = Source(
             name=name,

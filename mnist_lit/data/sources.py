@@ -149,6 +149,8 @@ def load(source: Source, *, num_classes: int) -> Splits:
         path = source.folder / file
         if len(labels) == 0 or len(labels) != len(images):
             raise UserError(f"{path} holds {len(labels)} labels for {len(images)} images")
+        if images.shape[1:] != (28, 28):
+            raise UserError(f"{path}: its images have {list(images.shape[1:])} pixels: must be [28, 28], as MNIST's")
         if int(labels.max()) >= num_classes:
             index = int(torch.argmax((labels >= num_classes).int()))
             raise UserError(
