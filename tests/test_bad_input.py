@@ -110,7 +110,7 @@ VALUES: list[tuple[str, list[str]]] = [
     ("model.hidden_sizes=[8,0]", ["model.hidden_sizes must be one or more widths of at least 1", "[8, 0]"]),
     ("model.dropout=1.0", ["model.dropout must be at least 0 and below 1, got 1.0"]),
     ("callbacks.pictures.num_images=0", ["callbacks.pictures.num_images must be at least 1, got 0"]),
-    ("callbacks.progress.refresh_rate=0", ["callbacks.progress.refresh_rate must be at least 1, got 0"]),
+    ("callbacks.progress.refresh_seconds=-1", ["callbacks.progress.refresh_seconds must be at least 0, got -1"]),
     ("optimizer._target_=torch.optim.Sdg", ["optimizer._target_=torch.optim.Sdg: cannot be imported"]),
     ("callbacks.checkpoint.mode=most", ["callbacks.checkpoint", "min, max", "most"]),
     ("trainer.accelerator=abacus", ["trainer", "abacus", "cpu"]),

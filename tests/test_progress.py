@@ -9,7 +9,9 @@ from conftest import Compose, Train
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from mnist_lit.build import build
+from mnist_lit.callbacks import progress
 from mnist_lit.callbacks.progress import Progress
+from mnist_lit.module import Classifier
 
 ALWAYS = ("callbacks.progress.always=true", "test=false")
 
@@ -25,7 +27,7 @@ def frames(drawn: str) -> list[str]:
 
 
 def test_bar_shows_loss_accuracy_and_speed(train_run: Train, capsys: pytest.CaptureFixture[str]) -> None:
-    run = train_run(*ALWAYS, "callbacks.progress.refresh_rate=4", "trainer.log_every_n_steps=2")
+    run = train_run(*ALWAYS, "callbacks.progress.refresh_seconds=0", "trainer.log_every_n_steps=2")
     last = frames(capsys.readouterr().out)[-1]
     assert re.match(r"epoch 3/3:? +\|", last)
     assert "16/16" in last
@@ -39,7 +41,7 @@ def test_bar_shows_loss_accuracy_and_speed(train_run: Train, capsys: pytest.Capt
 def test_bar_shows_in_a_terminal(train_run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    train_run("test=false", "trainer.max_epochs=1", "callbacks.progress.refresh_rate=4")
+    train_run("test=false", "trainer.max_epochs=1", "callbacks.progress.refresh_seconds=0")
     assert any("train/loss=" in frame for frame in frames(terminal.getvalue()))
 
 
@@ -58,11 +60,20 @@ def test_bar_is_drawn_once_a_refresh(train_run: Train, monkeypatch: pytest.Monke
             drawn.append(int(self.n))
         return display(self, *args, **kwargs)
 
+    now, training_step = 0.0, Classifier.training_step
+
+    def a_second_later(self: Classifier, batch: Any, batch_idx: int) -> Any:
+        nonlocal now
+        now += 1
+        return training_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", a_second_later)
+    monkeypatch.setattr(progress, "perf_counter", lambda: now)
     display = Tqdm.display
     monkeypatch.setattr(Tqdm, "display", counting)
     train_run(
         *ALWAYS,
-        "callbacks.progress.refresh_rate=3",
+        "callbacks.progress.refresh_seconds=3",
         "trainer.max_epochs=1",
         "data.val_size=0",
         "callbacks.checkpoint.monitor=null",
@@ -73,7 +84,7 @@ def test_bar_is_drawn_once_a_refresh(train_run: Train, monkeypatch: pytest.Monke
 
 
 def test_validation_and_test_draw_no_bar_of_their_own(train_run: Train, capsys: pytest.CaptureFixture[str]) -> None:
-    train_run("callbacks.progress.always=true", "trainer.max_epochs=1", "callbacks.progress.refresh_rate=1")
+    train_run("callbacks.progress.always=true", "trainer.max_epochs=1", "callbacks.progress.refresh_seconds=0")
     drawn = frames(capsys.readouterr().out)
     assert {frame.split()[0].lower() for frame in drawn} == {"training", "epoch"}
     assert len([frame for frame in drawn if frame.startswith("epoch 1/1")]) >= 14
@@ -111,6 +122,6 @@ def test_always_and_terminal_decide(
     assert progress.is_enabled == (always or is_terminal)
 
 
-def test_refresh_rate_below_1_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^refresh_rate must be at least 1, got 0$"):
-        Progress(refresh_rate=0, always=False)
+def test_negative_refresh_seconds_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^refresh_seconds must be at least 0, got -1$"):
+        Progress(refresh_seconds=-1, always=False)

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-import time
+from time import perf_counter
 from typing import Any
 
 import lightning as L
@@ -17,18 +17,20 @@ log = logging.getLogger(__name__)
 class Progress(TQDMProgressBar):
     """A bar with loss, validation accuracy and images per second; one log line per finished epoch.
 
-    The bar is redrawn every `refresh_rate` batches, since a redraw takes as long as a training step. It
-    shows in a terminal only, so that log files stay readable, or wherever `always` is true.
+    The bar is redrawn every `refresh_seconds`, since a redraw takes as long as a training step. It shows in a
+    terminal only, so that log files stay readable, or wherever `always` is true.
     """
 
     BAR_FORMAT = "{desc} |{bar:24}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
-    def __init__(self, *, refresh_rate: int, always: bool) -> None:
-        if refresh_rate < 1:
-            raise ValueError(f"refresh_rate must be at least 1, got {refresh_rate}")
-        super().__init__(refresh_rate=refresh_rate)
+    def __init__(self, *, refresh_seconds: float, always: bool) -> None:
+        if not refresh_seconds >= 0:
+            raise ValueError(f"refresh_seconds must be at least 0, got {refresh_seconds}")
+        super().__init__()
         if not (always or sys.stdout.isatty()):
             self.disable()
+        self.refresh_seconds = refresh_seconds
+        self.redrawn = 0.0
         self.started = 0.0
         self.images_before = 0
 
@@ -50,7 +52,7 @@ class Progress(TQDMProgressBar):
         """Start the clock of images per second."""
         super().on_train_start(trainer, pl_module)
         assert isinstance(pl_module, Classifier)
-        self.started = time.perf_counter()
+        self.started = perf_counter()
         self.images_before = pl_module.images_seen
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -62,8 +64,10 @@ class Progress(TQDMProgressBar):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Redraw the bar once where Lightning's own draws it twice."""
-        if self._should_update(batch_idx + 1, int(self.total_train_batches)):
+        """Redraw the bar if it is time, once where Lightning's own draws it twice."""
+        now = perf_counter()
+        if self.is_enabled and (now - self.redrawn >= self.refresh_seconds or trainer.is_last_batch):
+            self.redrawn = now
             self.train_progress_bar.n = batch_idx + 1
             self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
 
@@ -85,7 +89,7 @@ class Progress(TQDMProgressBar):
         metrics: dict[str, int | str | float | dict[str, float]] = {
             name: f"{latest[name]:.4f}" for name in ("train/loss", "val/loss", "val/acc") if name in latest
         }
-        return metrics | {"images/s": f"{images / (time.perf_counter() - self.started):,.0f}"}
+        return metrics | {"images/s": f"{images / (perf_counter() - self.started):,.0f}"}
 
     @staticmethod
     def _epoch(trainer: L.Trainer) -> str:
