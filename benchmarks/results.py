@@ -1,0 +1,190 @@
+"""Regenerate the README's results: five seeds of each experiment, scored once on the official test images.
+
+    python benchmarks/results.py                 # all of them, about two hours on two cores; goes on if it is killed
+    python benchmarks/results.py tuned blog      # these only
+    python benchmarks/results.py --table         # only the table and the chart, from benchmarks/results/*.json
+
+The runs are multiruns of `mnist_lit.train`, so what is finished is never trained again. Each experiment leaves a small
+JSON file in benchmarks/results/, from which README.md's table and docs/results.png are made; a test holds them equal.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from scipy.stats import ttest_rel
+
+from mnist_lit.sweep.ledger import read_result
+
+ROOT = Path(__file__).parents[1]
+RECORDS = ROOT / "benchmarks" / "results"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- results: benchmarks/results.py -->\n", "<!-- end of results -->\n"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One experiment: what its network and loss are, and the test error in percent that was published for it."""
+
+    network: str
+    published: str
+    arguments: tuple[str, ...] = ("seed=range(5)",)
+
+
+LECUN, SIMARD, CIRESAN = "LeCun et al. 1998", "Simard et al. 2003", "Ciresan et al. 2010"
+ROWS = {
+    "blog": Row("256-64, MSE, 3 epochs at learning rate 0.01", "about 12 (the blog)"),
+    "lecun1998_300": Row("300, MSE", f"4.7 ({LECUN})"),
+    "lecun1998_300_100": Row("300-100, MSE", f"3.05 ({LECUN})"),
+    "lecun1998_500_150": Row("500-150, MSE", f"2.95 ({LECUN})"),
+    "tuned": Row("256-64, MSE", "none found"),
+    "cross_entropy": Row("256-64, cross-entropy, as `tuned` otherwise", "about 1.6 to 1.8"),
+    "augmented": Row("256-64, MSE, affine and elastic distortions", "none found"),
+    "simard2003_800": Row("800, MSE, elastic distortions", f"0.9 ({SIMARD})"),
+    # The published run took 800 epochs on a GPU: here one short run, for its cost.
+    "ciresan2010": Row(
+        "2500-2000-1500-1000-500, MSE, distortions; 2 epochs only",
+        f"0.35 ({CIRESAN}, 800 epochs)",
+        ("seed=0", "trainer.max_epochs=2"),
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=f"of {', '.join(ROWS)}; default: all")
+    parser.add_argument("--table", action="store_true", help="train nothing")
+    options = parser.parse_args()
+    if unknown := [name for name in options.experiments if name not in ROWS]:
+        parser.error(f"{unknown[0]} is none of {', '.join(ROWS)}")
+    if not options.table:
+        for name in options.experiments or ROWS:
+            record = measure(name)
+            (RECORDS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            print(f"{name}: {in_percent(record)}", flush=True)
+    records = read_records()
+    README.write_text(with_table(README.read_text(encoding="utf-8"), records), encoding="utf-8")
+    draw(records).savefig(ROOT / "docs" / "results.png")
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Train an experiment with all its seeds, as far as that is not done, and sum its results up."""
+    # An experiment's command is the README's; the sweep's name keeps these runs apart from a reader's own.
+    command = ["python", "-m", "mnist_lit.train", "-m", f"experiment={name}", *ROWS[name].arguments]
+    folder = ROOT / "outputs" / "sweeps" / f"results_{name}"
+    process = subprocess.Popen([sys.executable, *command[1:], f"sweep.name={folder.name}"], cwd=ROOT)
+    _, status, usage = os.wait4(process.pid, 0)
+    if os.waitstatus_to_exitcode(status):
+        sys.exit(f"{name}: a run failed; its folder is below {folder}")
+    results = sorted(filter(None, map(read_result, folder.iterdir())), key=lambda result: result["seed"])
+    return {
+        "command": " ".join(f"'{word}'" if "(" in word else word for word in command),
+        "seeds": [result["seed"] for result in results],
+        "test_acc": [result["metrics"]["test/acc"] for result in results],
+        "test_loss": [result["metrics"]["test/loss"] for result in results],
+        "fit_seconds": [round(result["fit_seconds"], 1) for result in results],
+        "peak_memory_mb": usage.ru_maxrss // 1024,
+        "num_parameters": results[0]["num_parameters"],
+        "machine": machine(results[0]["device"]),
+        "versions": results[0]["versions"],
+        "git_commit": results[0]["git_commit"],
+    }
+
+
+def machine(device: str) -> str:
+    """Name the processor, its cores, and what Lightning trained on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return f"{found[1].strip() if found else platform.processor()}, {os.cpu_count()} cores; {device}"
+
+
+def read_records() -> dict[str, dict[str, Any]]:
+    """Read what was measured, in the table's order."""
+    paths = {name: RECORDS / f"{name}.json" for name in ROWS}
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
+
+
+def errors(record: dict[str, Any]) -> list[float]:
+    """Test errors in percent, one a seed; the test set has 10,000 images, so two decimals are exact."""
+    return [round(100 * (1 - accuracy), 2) for accuracy in record["test_acc"]]
+
+
+def in_percent(record: dict[str, Any]) -> str:
+    found = errors(record)
+    if len(found) == 1:
+        return f"{found[0]:.2f}"
+    return f"{statistics.mean(found):.2f} ± {statistics.stdev(found):.2f}"
+
+
+def table(records: dict[str, dict[str, Any]]) -> str:
+    lines = [
+        "| `experiment=` | network, loss | test error %, mean ± sd | n | published % | fit, s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, record in records.items():
+        row = ROWS[name]
+        lines.append(
+            f"| `{name}` | {row.network} | {in_percent(record)} | {len(record['seeds'])} | {row.published} "
+            f"| {statistics.mean(record['fit_seconds']):.0f} |"
+        )
+    machines = sorted({record["machine"] for record in records.values()})
+    lines += ["", f"n is the number of seeds; seconds are of one run on {'; '.join(machines)}."]
+    if {"tuned", "cross_entropy"} <= records.keys():
+        lines.append(compare(records["tuned"], records["cross_entropy"]))
+    return "\n".join(lines) + "\n"
+
+
+def compare(mse: dict[str, Any], cross_entropy: dict[str, Any]) -> str:
+    """Say whether the loss matters, by a paired t-test over the seeds that both have."""
+    assert mse["seeds"] == cross_entropy["seeds"]
+    one, other = errors(mse), errors(cross_entropy)
+    difference = statistics.mean(one) - statistics.mean(other)
+    p_value = float(ttest_rel(one, other).pvalue)
+    better = "squared error" if difference < 0 else "cross-entropy"
+    verdict = "significant at 5 %" if p_value < 0.05 else "not significant at 5 %"
+    return (
+        f"Between the losses, {better} errs less by {abs(difference):.2f} points (paired t-test over {len(one)} seeds: "
+        f"p = {p_value:.2g}, {verdict})."
+    )
+
+
+def with_table(readme: str, records: dict[str, dict[str, Any]]) -> str:
+    """Put the table in the place of the one between the two marks."""
+    before, rest = readme.split(BEGIN)
+    after = rest.split(END)[1]
+    return f"{before}{BEGIN}{table(records)}{END}{after}"
+
+
+def draw(records: dict[str, dict[str, Any]]) -> Figure:
+    """Draw test error against training time, a point an experiment, its bar from the least to the greatest."""
+    figure = Figure(figsize=(8, 4.2), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for name, record in records.items():
+        if len(record["seeds"]) == 1:
+            continue  # too short a run to compare
+        found, seconds = errors(record), statistics.mean(record["fit_seconds"])
+        mean = statistics.mean(found)
+        spread: Sequence[Sequence[float]] = [[mean - min(found)], [max(found) - mean]]
+        colour = "#D55E00" if name == "blog" else "#0072B2"
+        axes.errorbar(seconds, mean, yerr=spread, fmt="o", color=colour, capsize=3)
+        axes.annotate(name, (seconds, mean), textcoords="offset points", xytext=(7, 5), fontsize=9, color=colour)
+    axes.set(xscale="log", yscale="log", xlabel="fit, seconds", ylabel="test error, %")
+    axes.set_yticks([0.7, 1, 1.5, 2, 3, 5, 8, 12], ["0.7", "1", "1.5", "2", "3", "5", "8", "12"])
+    axes.minorticks_off()
+    axes.margins(x=0.2)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+if __name__ == "__main__":
+    main()
