@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from mnist_lit.sweep import sentences
+from mnist_lit.sweep.charts import CAPTIONS, MAX_VALUES
 from mnist_lit.sweep.notation import cut, fixed, mean_and_sd, num_decimals, plus_minus, shown
-from mnist_lit.sweep.pictures import MAX_VALUES, PICTURES
 from mnist_lit.sweep.ranking import Summary
 from mnist_lit.sweep.runs import parse_overrides, setting_of
 
@@ -45,17 +45,17 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One of PICTURES, by its name."""
+class Chart:
+    """A chart, by its name in CAPTIONS."""
 
     name: str
 
 
-Block = Heading | Text | Notes | Table | Picture
+Block = Heading | Text | Notes | Table | Chart
 
 
-def blocks(summary: Summary, pictures: Collection[str]) -> list[Block]:
-    """Return the whole report from top to bottom, with those of PICTURES that were drawn."""
+def blocks(summary: Summary, charts: Collection[str]) -> list[Block]:
+    """Return the whole report from top to bottom, with the charts that were drawn."""
     blocks: list[Block] = [Text(sentences.counts(summary))]
     if warnings := list(sentences.warnings(summary)):
         blocks.append(Notes(warnings))
@@ -67,8 +67,8 @@ def blocks(summary: Summary, pictures: Collection[str]) -> list[Block]:
         blocks.append(Text("**No run has finished, so there is nothing to rank.**"))
     if summary.winners and summary.keys:
         blocks += [Heading("Effect of each key"), *_effect_tables(summary)]
-    if pictures:
-        blocks += [Heading("Pictures"), *[Picture(name) for name in PICTURES if name in pictures]]
+    if charts:
+        blocks += [Heading("Pictures"), *[Chart(name) for name in CAPTIONS if name in charts]]
     unfinished = unfinished_table(summary)
     if unfinished.rows:
         first = Table(unfinished.headers, unfinished.rows[:MAX_ROWS])

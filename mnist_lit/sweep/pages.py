@@ -7,10 +7,10 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 from mnist_lit.sweep import sentences
-from mnist_lit.sweep.contents import Block, Heading, Notes, Picture, Table, Text, ranking_table, unfinished_table
+from mnist_lit.sweep.charts import CAPTIONS
+from mnist_lit.sweep.contents import Block, Chart, Heading, Notes, Table, Text, ranking_table, unfinished_table
 from mnist_lit.sweep.identity import short_keys
 from mnist_lit.sweep.notation import mean_and_sd
-from mnist_lit.sweep.pictures import PICTURES
 from mnist_lit.sweep.ranking import Summary
 
 MAX_ROWS_TERMINAL = 10
@@ -67,7 +67,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def markdown(title: str, blocks: Iterable[Block]) -> str:
-    """Return the page whose pictures lie in figures/."""
+    """Return the page whose charts lie in figures/."""
     parts = [f"# {title}"]
     for block in blocks:
         match block:
@@ -81,13 +81,13 @@ def markdown(title: str, blocks: Iterable[Block]) -> str:
                 lines = [headers, ["---"] * len(headers), *rows]
                 cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines]
                 parts.append("\n".join(f"| {' | '.join(line)} |" for line in cells))
-            case Picture(name):
-                parts.append(f"![{name}](figures/{name}.png)\n\n{PICTURES[name]}")
+            case Chart(name):
+                parts.append(f"![{name}](figures/{name}.png)\n\n{CAPTIONS[name]}")
     return "\n\n".join(parts) + "\n"
 
 
-def html_page(title: str, blocks: Iterable[Block], pictures: Mapping[str, bytes]) -> str:
-    """Return the page with its pictures (PNG) inside."""
+def html_page(title: str, blocks: Iterable[Block], charts: Mapping[str, bytes]) -> str:
+    """Return the page with its charts (PNG) inside."""
     parts = [f"<h1>{html.escape(title)}</h1>"]
     for block in blocks:
         match block:
@@ -103,8 +103,8 @@ def html_page(title: str, blocks: Iterable[Block], pictures: Mapping[str, bytes]
                 classes = ["", *(styles or [""] * len(rows))]
                 body = [f'<tr class="{name}">{line}</tr>' for name, line in zip(classes, lines, strict=True)]
                 parts.append('<div class="wide"><table>\n' + "\n".join(body) + "\n</table></div>")
-            case Picture(name):
-                data, caption = base64.b64encode(pictures[name]).decode(), html.escape(PICTURES[name])
+            case Chart(name):
+                data, caption = base64.b64encode(charts[name]).decode(), html.escape(CAPTIONS[name])
                 image = f'<img src="data:image/png;base64,{data}" alt="{caption}">'
                 parts.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
     head = (

@@ -1,4 +1,4 @@
-"""A sweep's report: its settings ranked by validation, as CSV, Markdown, HTML with pictures, and a short text."""
+"""A sweep's report: its settings ranked by validation, as CSV, Markdown, HTML with charts, and a short text."""
 
 import os
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import pandas as pd
 
 from mnist_lit.result import write_atomically
 from mnist_lit.sweep import contents, pages
-from mnist_lit.sweep.pictures import PICTURES, draw_pictures
+from mnist_lit.sweep.charts import CAPTIONS, draw_charts
 from mnist_lit.sweep.ranking import Summary, summarise
 from mnist_lit.sweep.runs import is_test, read_runs
 
@@ -17,24 +17,24 @@ def write_report(folders: Sequence[Path], folder: Path, *, metric: str = "val/ac
     """Report on the runs in `folders` and write it into `folder`; return a short text for the terminal.
 
     Writes results.csv (one row a run, in the order of the ranking), report.md, figures/*.png, and report.html,
-    which holds its pictures and refers to nothing outside itself.
+    which holds its charts and refers to nothing outside itself.
 
     Raises UserError as `read_runs` and `summarise` do.
     """
     summary = summarise(read_runs(folders), metric=metric)
     title = f"Report on {folder.resolve().name}"
-    pictures = draw_pictures(summary)
-    blocks = contents.blocks(summary, pictures)
+    charts = draw_charts(summary)
+    blocks = contents.blocks(summary, charts)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    for name in PICTURES:
+    for name in CAPTIONS:
         path = folder / "figures" / f"{name}.png"
-        if name in pictures:
-            path.write_bytes(pictures[name])
+        if name in charts:
+            path.write_bytes(charts[name])
         else:
             path.unlink(missing_ok=True)  # of an earlier report, on other runs
     write_atomically(folder / "results.csv", results_table(summary).to_csv(index=False, lineterminator="\n"))
     write_atomically(folder / "report.md", pages.markdown(title, blocks))
-    write_atomically(folder / "report.html", pages.html_page(title, blocks, pictures))
+    write_atomically(folder / "report.html", pages.html_page(title, blocks, charts))
     return f"{pages.terminal_text(title, summary)}\n{'report':12}{os.path.relpath(folder / 'report.html')}"
 
 

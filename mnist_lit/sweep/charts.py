@@ -1,4 +1,4 @@
-"""The pictures of a report."""
+"""The charts of a report: losses, effects, a heatmap, what time buys."""
 
 import io
 import math
@@ -17,36 +17,36 @@ from numpy.typing import NDArray
 from mnist_lit.sweep.notation import cut, fixed, num_decimals, shown
 from mnist_lit.sweep.ranking import Summary
 
-PICTURES = {
+CAPTIONS = {
     "loss_curves": "Loss of every run: a colour for each of the first ranks, a line a seed, grey for the rest; dashed "
     "runs did not finish. Training loss is averaged over neighbouring points.",
     "effects": "Effect of each key: a dot for each setting's mean, the line is the mean for each value.",
     "heatmap": "Mean for each pair of values, averaged over the other keys; diverged: some of its runs did.",
     "accuracy_time": "What the training time buys: a dot a run.",
 }
-MAX_EFFECTS = 6  # keys in the picture of effects
-MAX_VALUES = 20  # of one key: along a side of the heatmap, in pictures and tables of effects
+MAX_EFFECTS = 6  # keys in the chart of effects
+MAX_VALUES = 20  # of one key: along a side of the heatmap, in charts and tables of effects
 
 # Okabe and Ito (2008), distinct for the colour-blind too, but for the yellow, which white paper swallows.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000", "#8C564B")
 GREY = "#bbbbbb"
 
 
-def draw_pictures(summary: Summary) -> dict[str, bytes]:
-    """Draw those of PICTURES that the runs give rise to, as PNG."""
+def draw_charts(summary: Summary) -> dict[str, bytes]:
+    """Return the charts that the runs give rise to, as PNG, by their names in CAPTIONS."""
     figures = {
         "loss_curves": draw_curves(summary),
         "effects": draw_effects(summary),
         "heatmap": draw_heatmap(summary),
         "accuracy_time": draw_times(summary),
     }
-    pictures = {}
+    charts = {}
     for name, figure in figures.items():
         if figure is not None:
             buffer = io.BytesIO()
             FigureCanvasAgg(figure).print_png(buffer)
-            pictures[name] = buffer.getvalue()
-    return pictures
+            charts[name] = buffer.getvalue()
+    return charts
 
 
 def draw_curves(summary: Summary) -> Figure | None:
