@@ -88,8 +88,8 @@ def add_setting(add: Add, *overrides: str, accs: Sequence[float], first_seed: in
         add(*overrides, acc=acc, seed=seed)
 
 
-def summary_of(folder: Path, **options: Any) -> Summary:
-    return summarise(read_runs([folder]), **options)
+def summary_of(folder: Path, metric: str = "val/acc") -> Summary:
+    return summarise(read_runs([folder]), metric=metric)
 
 
 def settings_of(summary: Summary) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ def test_without_any_spread_there_is_nothing_to_test(p_value: Callable[..., floa
     a = np.full(3, 0.98)
     assert p_value(a, a) == 1.0
     assert math.isnan(p_value(a, a - 0.01))
+    assert 0 < p_value(a, np.array([0.97, 0.98, 0.982])) < 1  # and scipy has nothing to warn of
     rounded = np.array([0.98, 0.98, 0.98], dtype=np.float32).astype(np.float64)
     assert p_value(a, rounded) == 1.0
 
@@ -85,7 +86,7 @@ def test_report_marks_what_cannot_be_told_from_the_best_and_names_the_test(add: 
 
 
 def test_a_truly_best_setting_is_seldom_called_worse() -> None:
-    """The claim in `_compare_with_first`, for six equally good settings and five seeds that have effects."""
+    """The claim in `compare_with_first`, for six equally good settings and five seeds that have effects."""
     random = np.random.default_rng(0)
     called_worse, num_sweeps = 0, 2000
     for _ in range(num_sweeps):

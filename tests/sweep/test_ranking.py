@@ -42,7 +42,6 @@ def test_loss_is_ranked_from_the_lowest(add: Add, sweep_dir: Path) -> None:
     by_loss = summary_of(sweep_dir, metric="val/loss")
     assert by_loss.mode == "min"
     assert [row["optimizer.lr"] for row in settings_of(by_loss)] == [0.2, 0.1]
-    assert settings_of(summary_of(sweep_dir, metric="val/loss", mode="max"))[0]["optimizer.lr"] == 0.1
     text = write_report([sweep_dir], sweep_dir, metric="val/loss")
     assert "Selected on validation: lowest mean val/loss." in " ".join(text.split())
 
