@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Here, so that --help and refusals come at once.
         from mnist_lit.sweep.report import write_report
 
-        print(write_report(folders, output, metric=options.metric, mode=options.mode))
+        print(write_report(folders, output, metric=options.metric))
     except UserError as error:
         sys.exit(_refuse(str(error)))
     except OSError as error:
@@ -72,8 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "folders", nargs="+", metavar="FOLDER", help="a sweep's folder, a run's, or a quoted glob of them"
     )
-    parser.add_argument("--metric", default="val/acc", help="what to rank by, never test/* (default: %(default)s)")
-    parser.add_argument("--mode", choices=["max", "min"], help="which end is good (default: min for a loss, else max)")
+    parser.add_argument(
+        "--metric",
+        default="val/acc",
+        help="what to rank by: of a loss the lowest, of others the highest; never test/* (default: %(default)s)",
+    )
     parser.add_argument(
         "--output",
         type=Path,

@@ -18,6 +18,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from made_runs import add, grid, sweep_dir, with_charts  # noqa: F401 (fixtures)
+from made_sources import install_npm, mirror, no_mirrors, no_npm  # noqa: F401 (fixtures)
 from omegaconf import DictConfig
 
 from mnist_lit import cli

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -65,10 +66,23 @@ def test_nobody_imports_an_entry_point(module: str) -> None:
         ("data.dataset", set()),
         ("data.sources", {"mnist_lit.errors", "mnist_lit.data.idx"}),
         ("module", {"mnist_lit.errors", "mnist_lit.data.dataset"}),
+        ("sweep.notation", set()),
+        ("sweep.comparison", set()),
+        ("sweep.runs", {"mnist_lit.errors", "mnist_lit.result", "mnist_lit.sweep.notation"}),
     ],
 )
 def test_what_reads_alone_imports_little_of_ours(module: str, allowed: set[str]) -> None:
     assert {name.rpartition(".")[0] for name in reach(module, ("mnist_lit",))} <= allowed
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    names = {f"mnist_lit.{module}".removesuffix(".__init__"): module for module in MODULES}
+    arrows = {
+        module: {names.get(name) or names.get(name.rpartition(".")[0], "elsewhere") for name in imports(path)}
+        for module, path in MODULES.items()
+    }
+    assert "sweep.ranking" in arrows["sweep.report"]
+    TopologicalSorter(arrows).prepare()  # raises CycleError, which names the circle
 
 
 def test_network_and_loss_need_torch_only() -> None:

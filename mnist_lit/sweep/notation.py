@@ -1,0 +1,57 @@
+"""How values, numbers and counts are written in a report."""
+
+import math
+
+import pandas as pd
+
+Value = float | str  # of a swept key
+
+
+def shown(value: Value) -> str:
+    """Return a value as a person would type it: `0.1`, `128`, `adam`."""
+    if isinstance(value, str):
+        return value
+    return f"{value:.12g}" if value.is_integer() else f"{value:.6g}"
+
+
+def cut(text: str, most: int) -> str:
+    """Return at most `most` characters of a text, the last three dots where it was longer."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def count(number: int, name: str) -> str:
+    """Return `1 run`, `2 runs`."""
+    return f"{number} {name}{'' if number == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in the unit that suits them: `90 s`, `12 min`, `2.5 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def fixed(number: float, decimals: int) -> str:
+    """Return a number with so many decimals, a dash for NaN."""
+    return "-" if math.isnan(number) else f"{number:.{decimals}f}"
+
+
+def plus_minus(mean: float, sd: float, decimals: int) -> str:
+    """Return `0.9482 ± 0.0013`, or the mean alone where `sd` is NaN."""
+    return fixed(mean, decimals) if math.isnan(sd) else f"{mean:.{decimals}f} ± {sd:.{decimals}f}"
+
+
+def mean_and_sd(values: "pd.Series[float]") -> str:
+    """Return mean and standard deviation (n - 1 below) of the values that are not NaN."""
+    mean, sd = float(values.mean()), float(values.std())
+    return plus_minus(mean, sd, num_decimals(pd.Series([mean]), pd.Series([sd])))
+
+
+def num_decimals(means: "pd.Series[float]", sds: "pd.Series[float] | None" = None) -> int:
+    """Return how many decimals show the middle spread's first digit; at least 4, which accuracies need.
+
+    The spread is the standard deviation, or the step from one mean to the next where there is none above 0.
+    """
+    spreads = means.diff().abs() if sds is None or not (sds > 0).any() else sds
+    spread = float(spreads[spreads > 0].median())
+    return 4 if math.isnan(spread) else min(max(math.ceil(-math.log10(spread)), 4), 8)

@@ -1,0 +1,211 @@
+"""The settings of a sweep, ranked by their mean over seeds, and what each key does."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from mnist_lit.errors import UserError
+from mnist_lit.sweep.comparison import compare_with_first
+from mnist_lit.sweep.identity import short_keys
+from mnist_lit.sweep.notation import Value, cut, shown
+from mnist_lit.sweep.runs import is_test, metric_tags, setting_of
+
+Mode = Literal["max", "min"]
+
+ABSENT = "(default)"  # what a run that does not override a key has for it
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Runs grouped into settings (what the swept keys say), ranked.
+
+    `mode` is which end of `metric` is good.
+    `settings` has one row a setting, best first; its position is the setting's number. Columns: `rank` (NaN
+    without a mean), `n` (runs with the metric), `mean` and `sd` of the metric over them (sd with n - 1 below,
+    NaN for n < 2), `bad` (runs that diverged, or finished without a finite metric), `failed` (failed or
+    interrupted), `fit_seconds` (mean), and of the comparison with the first `verdict` (best, same, worse, not
+    tested, diverged, no result), `test` (paired, Welch or nothing) and `p_value` (corrected; NaN without test).
+    `values` has the same rows and one column a swept key. `runs` is `read_runs`'s table, less `repetitions`
+    rows, with `setting` (-1 for runs that left nothing to read) and `score`. `effects` has one row for each
+    value of each key: the `mean` over the `settings` that have it, and their `bad` runs.
+    """
+
+    metric: str
+    mode: Mode
+    settings: pd.DataFrame
+    values: pd.DataFrame
+    runs: pd.DataFrame
+    effects: pd.DataFrame
+    repetitions: int
+
+    @property
+    def keys(self) -> list[str]:
+        """The swept keys."""
+        return list(self.values.columns)
+
+    @property
+    def numeric_keys(self) -> list[str]:
+        """The swept keys whose values are all numbers."""
+        return [key for key in self.keys if pd.api.types.is_numeric_dtype(self.values[key])]
+
+    @property
+    def tags(self) -> list[str]:
+        """The names of all metrics of the runs: `metric` first, those of the test images last."""
+        return sorted(metric_tags(self.runs), key=lambda tag: tag != self.metric)
+
+    @property
+    def ranked(self) -> pd.DataFrame:
+        """The settings that have a mean."""
+        return self.settings[self.settings["n"] > 0]
+
+    @property
+    def winners(self) -> list[int]:
+        """The settings of rank 1: several only if their means are equal."""
+        return [int(setting) for setting in np.flatnonzero(self.settings["rank"] == 1)]
+
+    @property
+    def test_tags(self) -> list[str]:
+        """The names of the metrics of the test images that the best setting has."""
+        best = self.runs_of(0, finished=True)
+        return [tag for tag in self.tags if is_test(tag) and best[tag].notna().any()]
+
+    @property
+    def ordered_effects(self) -> list[tuple[str, pd.DataFrame]]:
+        """The rows of `effects` that have a mean, key by key, the one that moves the metric most first."""
+        known = self.effects.dropna(subset="mean")
+        groups = [(key, known[known["key"] == key]) for key in self.keys]
+        return sorted(
+            [(key, group) for key, group in groups if len(group)],
+            key=lambda group: -float(np.ptp(group[1]["mean"].to_numpy(dtype=float))),
+        )
+
+    def label(self, setting: int) -> str:
+        """Name a setting in a line: `lr=0.1, batch_size=128`."""
+        values = self.values.iloc[setting].to_dict()
+        parts = [f"{short}={cut(shown(values[key]), 30)}" for key, short in short_keys(self.keys).items()]
+        return ", ".join(parts) or "all runs"
+
+    def runs_of(self, setting: int, *, finished: bool = False) -> pd.DataFrame:
+        """The runs of a setting, or those of them that finished."""
+        chosen = self.runs["setting"] == setting
+        return self.runs[chosen & (self.runs["status"] == "finished") if finished else chosen]
+
+
+def summarise(runs: pd.DataFrame, *, metric: str = "val/acc") -> Summary:
+    """Take runs that differ in nothing but their seed as one setting, and rank settings by their mean of `metric`.
+
+    The lower is the better for a loss, else the higher. Settings with a bad run come after all settings without,
+    those without any metric last. Of runs that repeat another's configuration and seed one counts.
+
+    Raises UserError for a metric of the test images, and for one that no finished run has.
+    """
+    mode: Mode = "min" if metric.endswith("loss") else "max"
+    all_runs, runs = runs, _without_repetitions(runs)
+    ended = runs[runs["overrides"].notna()]
+    score = _scores(ended, metric)
+    values = _swept_values(ended)
+    number_of: dict[tuple[Value, ...], int] = {}
+    numbers = [number_of.setdefault(tuple(row), len(number_of)) for row in values.to_numpy(dtype=object).tolist()]
+    settings = _aggregate(ended.assign(setting=numbers, score=score))
+    order, ranks = _order(settings, mode)
+
+    # From here on a setting's number is its position in the ranking.
+    settings = settings.iloc[order].reset_index(drop=True).assign(rank=ranks)
+    values = values.iloc[[numbers.index(number) for number in order]].reset_index(drop=True)
+    positions = pd.Series([order.index(number) for number in numbers], ended.index, dtype=int)
+    runs = runs.assign(setting=positions.reindex(runs.index, fill_value=-1), score=score)
+    settings = settings.join(compare_with_first(settings, runs))
+    effects = _effects(settings, values)
+    return Summary(metric, mode, settings, values, runs, effects, repetitions=len(all_runs) - len(runs))
+
+
+def _without_repetitions(runs: pd.DataFrame) -> pd.DataFrame:
+    """Keep one of the runs that had the same configuration and seed: a finished one if there is one.
+
+    They are no further evidence: the same seed gives the same numbers.
+    """
+    identity = [
+        (run["run"],)
+        if run["overrides"] is None
+        else (run["config_hash"], run["seed"], *sorted(setting_of(run["overrides"]).items()))
+        for run in runs.to_dict("records")
+    ]
+    finished_first = (runs["status"] != "finished").sort_values(kind="stable").index
+    repeated = pd.Series(identity, runs.index, dtype=object).loc[finished_first].duplicated()
+    return runs[~repeated.sort_index()]
+
+
+def _scores(ended: pd.DataFrame, metric: str) -> "pd.Series[float]":
+    """Return the metric of the finished runs, NaN for others."""
+    if is_test(metric):
+        raise UserError(f"metric {metric}: test images that choose a setting cannot judge it any more; use val/acc")
+    finished = ended["status"] == "finished"
+    known = [tag for tag in metric_tags(ended) if ended.loc[finished, tag].notna().any()]
+    if metric in known:
+        return ended[metric].where(finished).astype(float)
+    if finished.any():
+        others = ", ".join(tag for tag in known if not is_test(tag)) or "none to rank by"
+        raise UserError(f"metric {metric}: no finished run has it, they have {others}")
+    return pd.Series(math.nan, ended.index)
+
+
+def _swept_values(ended: pd.DataFrame) -> pd.DataFrame:
+    """Return the overrides that differ between the runs, one column a key, numbers where all are numbers."""
+    overrides = [setting_of(run) for run in ended["overrides"]]
+    columns: dict[str, list[Value]] = {}
+    for key in dict.fromkeys(key for run in overrides for key in run):
+        values = [_parse(run.get(key, ABSENT)) for run in overrides]
+        if len(set(values)) > 1:
+            is_numeric = all(isinstance(value, float) for value in values)
+            columns[key] = values if is_numeric else [str(value) for value in values]
+    return pd.DataFrame(columns, index=ended.index)
+
+
+def _parse(text: str) -> Value:
+    """Return a finite number, or the text as it is."""
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return number if math.isfinite(number) else text
+
+
+def _aggregate(ended: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a setting, in the order of their numbers."""
+    finished = ended["status"] == "finished"
+    ended = ended.assign(
+        bad=(ended["status"] == "diverged") | (finished & ended["score"].isna()),
+        failed=ended["status"].isin(["failed", "interrupted"]),
+        fit_seconds=ended["fit_seconds"].where(finished),
+    )
+    return ended.groupby("setting").agg(
+        n=("score", "count"),
+        mean=("score", "mean"),
+        sd=("score", "std"),  # pandas divides by n - 1
+        bad=("bad", "sum"),
+        failed=("failed", "sum"),
+        fit_seconds=("fit_seconds", "mean"),
+    )
+
+
+def _order(settings: pd.DataFrame, mode: Mode) -> tuple[list[int], list[float]]:
+    """Return the settings' numbers, best first, and their ranks; equal means share one."""
+    # Rounded, since means of the same numbers in another order may differ in their last bit.
+    cost = ((-1 if mode == "max" else 1) * settings["mean"]).round(12).fillna(0.0)
+    places = list(zip(settings["n"] == 0, settings["bad"] > 0, cost, strict=True))
+    order = sorted(range(len(places)), key=lambda number: places[number])
+    ordered = [places[number] for number in order]
+    return order, [math.nan if place[0] else 1.0 + ordered.index(place) for place in ordered]
+
+
+def _effects(settings: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
+    """Average the settings' means for each value of each key, every setting weighing the same."""
+    rows = [
+        (key, value, group["mean"].mean(), group["mean"].count(), group["bad"].sum())
+        for key in values.columns
+        for value, group in settings.groupby(values[key])
+    ]
+    return pd.DataFrame(rows, columns=["key", "value", "mean", "settings", "bad"])

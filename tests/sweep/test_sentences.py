@@ -1,0 +1,100 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+from made_runs import BEST, FAR, Add, add_setting, cells_of_markdown, summary_of, warnings_of
+
+from mnist_lit.sweep.report import write_report
+
+
+def test_equal_overrides_with_different_configurations_are_told(add: Add, sweep_dir: Path) -> None:
+    add("optimizer.lr=0.1", acc=0.9, name="a", config_hash="1")
+    add("optimizer.lr=0.1", acc=0.8, name="b", config_hash="2")
+    summary = summary_of(sweep_dir)
+    assert summary.settings["n"].item() == 2
+    [told] = [warning for warning in warnings_of(sweep_dir) if "different configurations" in warning]
+    assert told == "Some runs have equal overrides and seeds but different configurations: were defaults changed?"
+
+
+@pytest.mark.parametrize("num_settings", [2, 5])
+def test_one_seed_marks_nothing_and_says_why(add: Add, sweep_dir: Path, num_settings: int) -> None:
+    for index in range(num_settings):
+        add(f"optimizer.lr=0.{index + 1}", acc=0.9 + index / 100)
+    text = " ".join(write_report([sweep_dir], sweep_dir).split())
+    sentence = "With one seed a setting the order may be luck, so nothing is marked."
+    for shown in (text, (sweep_dir / "report.md").read_text(), (sweep_dir / "report.html").read_text()):
+        assert sentence in shown
+        assert "indistinguishable" not in shown.lower()
+        assert "p = " not in shown
+    rows = cells_of_markdown((sweep_dir / "report.md").read_text(), "Ranking")
+    assert [row[4] for row in rows[1:]] == ["best", *["not tested"] * (num_settings - 1)]
+    assert not any("±" in cell for row in rows[1:] for cell in row)
+
+
+def test_best_with_one_seed_is_told_though_others_have_more(add: Add, sweep_dir: Path) -> None:
+    add("optimizer.lr=0.1", acc=0.99)
+    add_setting(add, "optimizer.lr=0.2", accs=BEST)
+    summary = summary_of(sweep_dir)
+    assert list(summary.settings["verdict"]) == ["best", "not tested"]
+    assert any(warning.startswith("The best setting has one seed only") for warning in warnings_of(sweep_dir))
+
+
+@pytest.mark.parametrize(
+    ("accs", "expected"),
+    [
+        ({"0.01": 0.9, "0.1": 0.8, "1": 0.7}, "optimizer.lr=0.01 is the smallest value tried: try smaller ones too."),
+        ({"0.01": 0.7, "0.1": 0.8, "1": 0.9}, "optimizer.lr=1 is the largest value tried: try larger ones too."),
+        ({"0.01": 0.7, "0.1": 0.9, "1": 0.8}, None),
+        ({"0": 0.9, "0.1": 0.8, "1": 0.7}, None),  # 0 is where a key ends
+        ({"0.1": 0.9, "auto": 0.8}, None),
+    ],
+)
+def test_edge_of_a_swept_key(add: Add, sweep_dir: Path, accs: dict[str, float], expected: str | None) -> None:
+    for lr, acc in accs.items():
+        add(f"optimizer.lr={lr}", acc=acc)
+    found = [warning for warning in warnings_of(sweep_dir) if "value tried" in warning]
+    assert found == ([f"The best {expected}"] if expected else [])
+    text = " ".join(write_report([sweep_dir], sweep_dir).split())
+    for shown in (text, (sweep_dir / "report.md").read_text(), (sweep_dir / "report.html").read_text()):
+        assert (expected or "value tried") in shown or not expected
+        assert ("value tried" in shown) == bool(expected)
+
+
+def test_value_that_diverged_was_tried_one_that_failed_was_not(add: Add, sweep_dir: Path) -> None:
+    add("optimizer.lr=0.1", acc=0.8)
+    add("optimizer.lr=0.3", acc=0.9)
+    add("optimizer.lr=1", status="failed", error="OSError: full")
+    assert any("0.3 is the largest" in warning for warning in warnings_of(sweep_dir))
+    add("optimizer.lr=3", status="diverged", error="NaN")
+    assert not any("is the largest" in warning for warning in warnings_of(sweep_dir))
+
+
+def test_different_commits_versions_and_devices_are_told(add: Add, sweep_dir: Path) -> None:
+    add("optimizer.lr=0.1", acc=0.9)
+    other = add("optimizer.lr=0.2", acc=0.8, device="1 x cuda")
+    assert [warning for warning in warnings_of(sweep_dir) if "differ in" in warning] == [
+        "The runs differ in device (result.json says how): so may their numbers."
+    ]
+    record = json.loads((other / "result.json").read_text())
+    record |= {"git_commit": "4567def", "versions": {"torch": "1.0"}}
+    (other / "result.json").write_text(json.dumps(record))
+    assert len([warning for warning in warnings_of(sweep_dir) if "differ in" in warning]) == 3
+    write_report([sweep_dir], sweep_dir)
+    assert "0123abc; 4567def" in (sweep_dir / "report.md").read_text()
+
+
+def test_many_seeds_of_one_setting(add: Add, sweep_dir: Path) -> None:
+    add_setting(add, "optimizer.lr=0.1", accs=FAR[:3])
+    text = write_report([sweep_dir], sweep_dir)
+    assert re.search(r"^1 +0\.9513 ± 0\.0015 +3 +6\.0$", text, re.MULTILINE)
+    assert "There is one setting, so nothing was selected." in text
+    summary = summary_of(sweep_dir)
+    assert (summary.keys, warnings_of(sweep_dir), summary.settings["n"].item()) == ([], [], 3)
+
+
+def test_runs_without_test_scores_say_so(add: Add, sweep_dir: Path) -> None:
+    for lr, acc in ((0.1, 0.9), (0.2, 0.8)):
+        add(f"optimizer.lr={lr}", metrics={"val/acc": acc})
+    text = " ".join(write_report([sweep_dir], sweep_dir).split())
+    assert "Selected on validation: highest mean val/acc. The runs hold no score on the test images." in text
