@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import forget_hydra, read_result
 
-from mnist_lit import train
+from mnist_lit.train import main
 
 # The README's.
 COMMAND = ["tensorboard", "--logdir", "outputs"]
@@ -55,7 +55,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["train", "-m", *ARGUMENTS, *QUICK])
-        train.main()
+        main()
     forget_hydra()
     return folder / "outputs"
 
