@@ -29,17 +29,10 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write all scalars as one event: a quarter of the time of one event each.
-
-        Those without a group (`lr`, `epoch`, `images_seen`) go to group `x`. TensorBoard sorts by name and the
-        HParams tab opens with the first five: now losses and accuracies of `test`, `train` and `val`.
-        """
+        """Write all scalars as one event: a quarter of the time of one event each."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        values = [
-            Summary.Value(tag=tag if "/" in tag else f"x/{tag}", simple_value=float(value))
-            for tag, value in metrics.items()
-        ]
+        values = [Summary.Value(tag=tag, simple_value=float(value)) for tag, value in metrics.items()]
         self.experiment._get_file_writer().add_summary(Summary(value=values), step)
 
     @rank_zero_only

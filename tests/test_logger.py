@@ -41,9 +41,9 @@ def test_scalars_are_these_and_no_others(events: Any) -> None:
         "val/acc",
         "test/loss",
         "test/acc",
-        "x/lr",
-        "x/epoch",
-        "x/images_seen",
+        "lr",
+        "epoch",
+        "images_seen",
     }
 
 
@@ -59,9 +59,9 @@ def test_test_scores_stand_at_the_last_step(events: Any, trained: Trained, tag: 
 
 
 def test_learning_rate_epoch_and_images_seen_are_logged_with_the_loss(events: Any) -> None:
-    assert points(events, "x/lr") == float32([(step, 0.01) for step in STEPS])
-    assert points(events, "x/epoch") == float32([(step, step / 16) for step in STEPS])
-    assert points(events, "x/images_seen") == [(step, 100.0 * step) for step in STEPS]
+    assert points(events, "lr") == float32([(step, 0.01) for step in STEPS])
+    assert points(events, "epoch") == float32([(step, step / 16) for step in STEPS])
+    assert points(events, "images_seen") == [(step, 100.0 * step) for step in STEPS]
 
 
 def test_last_step_of_an_epoch_counts_its_own_images(train_run: Train) -> None:
@@ -70,8 +70,8 @@ def test_last_step_of_an_epoch_counts_its_own_images(train_run: Train) -> None:
         "logger=tensorboard", "data.batch_size=150", "trainer.log_every_n_steps=11", "test=false", full=True
     )
     events = read_events(run)
-    assert points(events, "x/images_seen") == [(11, 1600.0), (22, 3200.0), (33, 4800.0)]
-    assert points(events, "x/epoch") == [(11, 1.0), (22, 2.0), (33, 3.0)]
+    assert points(events, "images_seen") == [(11, 1600.0), (22, 3200.0), (33, 4800.0)]
+    assert points(events, "epoch") == [(11, 1.0), (22, 2.0), (33, 3.0)]
 
 
 @pytest.mark.parametrize(

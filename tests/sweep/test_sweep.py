@@ -113,7 +113,9 @@ def test_all_jobs_are_checked_before_the_first_trains(sweep: Sweep, capsys: pyte
     assert sweep("optimizer.lr=0.1,abc") == 2
     assert capsys.readouterr().err == "error: optimizer.lr=abc: must be a number (job lr=abc)\n"
     assert sweep("data.batch_size=10,0") == 2
-    assert "data.batch_size must be at least 1, got 0 (job batch_size=0)" in capsys.readouterr().err
+    assert (
+        "data.batch_size must be at least 1 and below 2147483648, got 0 (job batch_size=0)" in capsys.readouterr().err
+    )
     assert not Path("outputs").exists()
 
 
