@@ -6,7 +6,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from mnist_lit.callbacks.pictures import RIGHT, WRONG, Pictures, draw_confusion_matrix, draw_curves, draw_images
+from mnist_lit.callbacks.pictures import Pictures
+from mnist_lit.pictures import RIGHT, WRONG, draw_confusion_matrix, draw_curves, draw_images
 
 HISTORY = {
     "train/loss": [(10, 0.5), (20, 0.25)],
