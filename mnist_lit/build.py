@@ -109,9 +109,9 @@ def restore(config: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> Classi
     )
 
 
-def restore_data(config: Mapping[str, Any], *, root: str, trusted: Sequence[str] = ()) -> MNISTDataModule:
-    """Build the data module of such a configuration, with its files below `root`; else as `restore`."""
-    return build_data(_vetted({"data": {**config["data"], "root": root}}, trusted)["data"])
+def restore_data(node: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> MNISTDataModule:
+    """Build the data module of such a configuration's group `data`, with the caution of `restore`."""
+    return build_data(_vetted({"data": node}, trusted)["data"])
 
 
 def build_data(node: Mapping[str, Any]) -> MNISTDataModule:

@@ -35,7 +35,7 @@ def evaluate(cfg: DictConfig) -> None:
         options = check_keys(_top_level, cfg)
         checkpoint = read_checkpoint(options["ckpt"])
         module = checkpoint.classifier(trusted=options["trusted"])
-        datamodule = _build_data(checkpoint, options.get("data"), trusted=options["trusted"])
+        datamodule = _build_data(checkpoint, options["data"], trusted=options["trusted"])
         scorer = build_scorer(checkpoint.config["trainer"], accelerator=options["accelerator"], folder=run_dir)
         datamodule.prepare_data()
         predictions = predict_split(module, datamodule, scorer, options["split"])
@@ -45,8 +45,8 @@ def evaluate(cfg: DictConfig) -> None:
     print(f"\n{'folder':14}{os.path.relpath(run_dir)}")
 
 
-def _build_data(checkpoint: "Checkpoint", named: dict[str, Any] | None, *, trusted: list[str]) -> "MNISTDataModule":
-    """Build the data set that was named, else the one that the network was trained on, from this machine's files.
+def _build_data(checkpoint: "Checkpoint", named: dict[str, Any], *, trusted: list[str]) -> "MNISTDataModule":
+    """Build the data set that was named, else the one that the network was trained on.
 
     Normalised by the mean and std of the network's own data set in both cases: they are a part of what was
     trained, and go wherever it is used (`Predictor`), where nobody knows those of the images to come. Adapting
@@ -56,10 +56,8 @@ def _build_data(checkpoint: "Checkpoint", named: dict[str, Any] | None, *, trust
     from mnist_lit.evaluation import check_classes
 
     own = checkpoint.config["data"]
-    if named is None:
-        # The checkpoint's root is where the files were on the machine that it was trained on.
-        root = OmegaConf.load(cli.CONF_DIR / "data" / "mnist.yaml").root
-        return build.restore_data(checkpoint.config, root=root, trusted=trusted)
+    if "_target_" not in named:
+        return build.restore_data(own | named, trusted=trusted)
     check_classes(named["class_names"], of_network=own["class_names"])
     return build.build_data(named | {key: own[key] for key in ("mean", "std")})
 

@@ -86,7 +86,7 @@ def draw_reliability(bins: Sequence[tuple[float, float, int]], calibration_error
     )
     above.set_ylabel("accuracy")
     above.set_ylim(0, 1)
-    above.legend(frameon=False, loc="upper left")
+    above.legend(loc="lower right")
     below.bar(centres, counts, width, color="#9ecae1", edgecolor="white")
     below.set_yscale("symlog")  # nearly all images are in the last bin
     below.set_ylabel("images")
