@@ -78,8 +78,9 @@ def assert_refused(outcome: Outcome, where: Path, *said: str) -> None:
     assert list(where.glob("outputs/evaluate/*/*")) == []
 
 
-@pytest.mark.parametrize("split", ["test", "val"])
-@pytest.mark.parametrize("name", ["default", *CONFIGS])
+@pytest.mark.parametrize(
+    ("name", "split"), [("default", "val"), ("bf16", "val"), *((name, "test") for name in ("default", *CONFIGS))]
+)
 def test_numbers_are_those_of_training_to_the_last_digit(
     runs: dict[str, Trained], name: str, split: str, main: Main, tmp_path: Path
 ) -> None:
