@@ -221,8 +221,7 @@ def build_scorer(run_trainer: Mapping[str, Any], *, accelerator: str, folder: Pa
         return L.Trainer(
             accelerator=accelerator,
             devices=1,
-            precision=run_trainer["precision"],
-            deterministic=run_trainer["deterministic"],
+            **{key: run_trainer[key] for key in ("precision", "deterministic") if key in run_trainer},
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

@@ -14,9 +14,10 @@ from conftest import Command, Main, Outcome, Trained, compose_config
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mnist_lit import cli, train
+from mnist_lit import cli
 from mnist_lit.data.idx import read_idx
 from mnist_lit.data.sources import FILES, SAMPLE_DIR, TEST_LABELS
+from mnist_lit.train import train
 
 Plant = Callable[..., Path]
 
@@ -38,7 +39,7 @@ def runs(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         config = compose_config(
             folder, "callbacks.pictures=null", "logger=none", "trainer.max_epochs=1", "optimizer.lr=0.01", *overrides
         )
-        score = train.train(config)
+        score = train(config)
         # What a sweep calls its folders.
         found[name] = Trained(folder.rename(folder.with_name(f"{name}=1,seed=0")), config, score)
     return found
@@ -111,9 +112,8 @@ def test_table_says_it_all(trained: Trained, main: Main, tmp_path: Path) -> None
     assert lines[3] == f"loss          {record['metrics']['test/loss']:.4f}"
     assert lines[4] == f"calibration   {record['metrics']['test/calibration_error']:.4f} expected error over 15 bins"
     three = record["classes"][3]
-    assert (
-        f"3       {three['precision']:9.4f}  {three['recall']:.4f}  {three['f1']:.4f}  {three['num_images']:6}" in lines
-    )
+    scores = f"{three['precision']:.4f}  {three['recall']:.4f}  {three['f1']:.4f}"
+    assert f"3         {scores}  {three['num_images']:6}" in lines
     worst = record["mistakes"][0]
     assert f"image {worst['index']}: {worst['predicted']}, not {worst['label']}" in outcome.out
     assert lines[-1] == f"folder        {folder_of(outcome, tmp_path).relative_to(tmp_path)}"
@@ -171,7 +171,7 @@ def test_data_set_of_other_classes_is_refused(trained: Trained, main: Main, tmp_
 def test_files_are_looked_for_on_this_machine(
     plant: Plant, main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    elsewhere = {"root": str(tmp_path / "trained_there"), "source_dir": None, "fetch_from": []}
+    elsewhere: dict[str, Any] = {"root": str(tmp_path / "trained_there"), "source_dir": None, "fetch_from": []}
     checkpoint = plant(data=elsewhere)
     monkeypatch.delenv("MNIST_LIT_DATA", raising=False)
     assert_refused(main(f"ckpt={checkpoint}", module="evaluate"), tmp_path, "MNIST is not in data/MNIST/raw")
@@ -243,7 +243,7 @@ def test_malicious_pickle_is_refused_by_the_command_line(command: Command, tmp_p
         ({"mean": {"_target_": "os.mkdir", "path": "executed"}}, "data.mean._target_=os.mkdir: "),
         ({"class_names": [[{"_target_": "os.mkdir", "path": "executed"}]]}, "data.class_names.0.0._target_=os.mkdir: "),
         (
-            {"name": "${mnist_lit.new_folder:executed}"},
+            {"name": "${mnist_lit.run_dir:null,executed}"},
             "the checkpoint's configuration is not plain data",
         ),
         ({"name": "../executed", "source_dir": None}, "data.name must be letters"),

@@ -95,7 +95,7 @@ def test_a_confidence_of_1_is_in_the_last_bin(trained: Trained, tmp_path: Path) 
     scorer = build_scorer(checkpoint.config["trainer"], accelerator="cpu", folder=tmp_path)
     scores = predict_split(classifier, datamodule, scorer, "test")
     sevens = (scores.labels == 7).double().mean().item()
-    assert scores.bins()[14] == (pytest.approx(1), pytest.approx(sevens), 500)
+    assert scores.bins()[14] == pytest.approx((1, sevens, 500))
     assert scores.calibration_error() == pytest.approx(1 - sevens)
 
 

@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 from conftest import Train
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.patches import Rectangle
 
 from mnist_lit.callbacks.pictures import Pictures
 from mnist_lit.pictures import RIGHT, WRONG, draw_confusion_matrix, draw_curves, draw_images, draw_reliability
@@ -86,15 +88,19 @@ def test_titles_of_two_lines_have_room() -> None:
     assert (above[:3] > 245).all()
 
 
+def heights(axes: Axes) -> list[float]:
+    return [bar.get_height() for bar in axes.patches if isinstance(bar, Rectangle)]
+
+
 def test_reliability_is_accuracy_over_confidence() -> None:
     above, below = draw_reliability([(0.0, 0.0, 0), (0.3, 0.5, 4), (0.7, 0.6, 10)], 0.1234).axes
-    assert [bar.get_height() for bar in above.patches] == [0.0, 0.5, 0.6]
+    assert heights(above) == [0.0, 0.5, 0.6]
     diagonal, seen = above.lines
     assert np.asarray(diagonal.get_xydata()).tolist() == [[0, 0], [1, 1]]
     # No point for the empty bin.
     assert np.asarray(seen.get_xydata()).tolist() == [[0.3, 0.5], [0.7, 0.6]]
     assert seen.get_label() == "calibration error 0.1234"
-    assert [bar.get_height() for bar in below.patches] == [0, 4, 10]
+    assert heights(below) == [0, 4, 10]
     assert (above.get_ylabel(), below.get_ylabel(), below.get_xlabel()) == ("accuracy", "images", "confidence")
 
 
