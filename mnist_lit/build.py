@@ -28,6 +28,7 @@ from torch.utils import deterministic
 from mnist_lit.data import MNISTDataModule
 from mnist_lit.errors import UserError, in_one_line
 from mnist_lit.module import Classifier
+from mnist_lit.result import flatten
 from mnist_lit.run import Run
 
 # Lightning's own handler would print everything twice, and its advice at level INFO (devices, tips,
@@ -98,19 +99,7 @@ def restore(config: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> Classi
     Such a file may come from anywhere, so what it names is built only if it is a network or loss of torch.nn, of
     this package or of the `trusted` ones. Raises UserError for anything else.
     """
-    parts = {key: dict(config[key]) for key in ("model", "loss")}
-    for key, node in _targets(parts):
-        target = node["_target_"]
-        roots = ("torch.nn", "mnist_lit", *trusted)
-        found = _locate(key, target) if _is_within(target, roots) else None
-        # By where it is defined, too: a path may lead through a module to what that imports.
-        if not (isinstance(found, type) and issubclass(found, nn.Module) and _is_within(found.__module__, roots)):
-            raise UserError(
-                f"{key}._target_={target}: the checkpoint wants to build what is no network or loss of "
-                f"{', '.join(roots)}; if you trust it and know its package, add trusted=[{target.split('.')[0]}]"
-            )
-    for key, node in _targets(parts):
-        _check_arguments(key, _locate(key, node["_target_"]), node)
+    parts = _vetted({key: config[key] for key in ("model", "loss")}, trusted)
     return Classifier(
         model=_instantiate("model", OmegaConf.create(parts["model"])),
         loss=_instantiate("loss", OmegaConf.create(parts["loss"])),
@@ -118,6 +107,43 @@ def restore(config: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> Classi
         schedule=None,
         num_classes=len(config["data"]["class_names"]),
     )
+
+
+def restore_data(node: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> MNISTDataModule:
+    """Build the data module of such a configuration's group `data`, with the caution of `restore`."""
+    return build_data(_vetted({"data": node}, trusted)["data"])
+
+
+def build_data(node: Mapping[str, Any]) -> MNISTDataModule:
+    """Build the data module that a group `data` describes; raises UserError as `build` does."""
+    _check_arguments("data", _locate("data", node["_target_"]), dict(node))
+    datamodule: MNISTDataModule = _instantiate("data", OmegaConf.create(dict(node)))
+    return datamodule
+
+
+def _vetted(parts: Mapping[str, Any], trusted: Sequence[str]) -> dict[str, Any]:
+    """Return the parts of a checkpoint's configuration if they name only what may be built."""
+    roots = ("torch.nn", "mnist_lit", *trusted)
+    # What was resolved when it was written and is not now would read this machine's environment, and more.
+    vetted: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(dict(parts)))  # type: ignore[assignment]
+    for key, text in flatten(vetted):
+        if "${" in str(text):
+            raise UserError(
+                f"{key}={text}: the checkpoint's configuration is not plain data; use one of mnist_lit.train"
+            )
+    for key, node in _targets(vetted):
+        target = node["_target_"]
+        found = _locate(key, target) if _is_within(target, roots) else None
+        # By where it is defined, too: a path may lead through a module to what that imports.
+        is_part = isinstance(found, type) and issubclass(found, nn.Module | L.LightningDataModule)
+        if not (is_part and _is_within(str(found.__module__), roots)):
+            raise UserError(
+                f"{key}._target_={target}: the checkpoint wants to build what is no network, loss or data set of "
+                f"{', '.join(roots)}; if you trust it and know its package, add trusted=[{target.split('.')[0]}]"
+            )
+    for key, node in _targets(vetted):
+        _check_arguments(key, _locate(key, node["_target_"]), node)
+    return vetted
 
 
 def _is_within(path: str, packages: Sequence[str]) -> bool:
@@ -154,11 +180,20 @@ def check(cfg: DictConfig) -> dict[str, Any]:
 
     Raises UserError for the first key that is unknown to the class it configures, or of another type.
     """
-    config = resolve(cfg)
-    _check_arguments("", _top_level, config)
+    config = check_keys(_top_level, cfg)
     for key, node in _targets(config):
         _check_arguments(key, _locate(key, node["_target_"]), node)
     _check_together(config)
+    return config
+
+
+def check_keys(expected: Callable[..., Any], cfg: DictConfig) -> dict[str, Any]:
+    """Resolve the configuration, whose top level must have the names and types of what `expected` takes.
+
+    Raises UserError for the first key that does not.
+    """
+    config = resolve(cfg)
+    _check_arguments("", expected, config)
     return config
 
 
@@ -220,12 +255,12 @@ def _top_level(
 
 
 def _targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield every node with a `_target_`, and its dotted key."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield key, node
-        for name, child in node.items():
-            yield from _targets(child, f"{key}.{name}" if key else name)
+    """Yield every node with a `_target_`, and its dotted key; lists are numbered from 0."""
+    if isinstance(node, dict) and "_target_" in node:
+        yield key, node
+    children = node if isinstance(node, dict) else dict(enumerate(node)) if isinstance(node, list) else {}
+    for name, child in children.items():
+        yield from _targets(child, f"{key}.{name}" if key else str(name))
 
 
 def _locate(key: str, target: str) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -39,13 +40,16 @@ defaults:
 file_log = logging.getLogger("mnist_lit.file_only")
 
 
-def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
+def run(task: Callable[[DictConfig], Any], config_name: str, *, paths: Sequence[str] = ()) -> None:
     """Run `task` with the configuration that Hydra composes from the command line.
 
+    `paths` are keys whose values are taken as they stand: the folders of a sweep have commas and equals signs in
+    their names, which Hydra would read as its own.
     Exits with code 2 and one line on stderr for errors of the user's, with code 1 and one line for others,
     whose traceback goes to the log. With HYDRA_FULL_ERROR=1 everything is raised as it is.
     """
     register_resolvers()
+    sys.argv[1:] = [_quoted(argument, paths) for argument in sys.argv[1:]]
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     if full_error == "1":
         hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(task)()
@@ -107,6 +111,16 @@ def check_is_new(run_dir: Path) -> None:
         raise UserError(f"{run_dir} belongs to another run: resume={run_dir} goes on with it, or name a new folder")
 
 
+def _quoted(argument: str, paths: Sequence[str]) -> str:
+    """Put the value of KEY=VALUE into quotes, as Hydra writes them, if KEY is one of `paths`."""
+    key, _, value = argument.partition("=")
+    if key not in paths or not value or value[0] in "'\"":
+        return argument
+    # Only backslashes before a quote mean more than themselves.
+    escaped = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + found[2].replace('"', '\\"'), value)
+    return f'{key}="{escaped}"'
+
+
 @contextmanager
 def only_in_the_log_file() -> Iterator[None]:
     """Keep what the package logs off the screen; it still goes to the run folder's log."""
@@ -139,12 +153,12 @@ def fast_imports() -> Iterator[None]:
 
 
 @contextmanager
-def no_folder_left(run_dir: Path) -> Iterator[None]:
-    """Remove the run folder, if nothing but a log is in it, when the run is refused before it starts."""
+def no_folder_left(run_dir: Path, log: str = "train.log") -> Iterator[None]:
+    """Remove the run folder, if nothing but its `log` is in it, when the run is refused before it starts."""
     try:
         yield
     except UserError:
-        if {path.name for path in run_dir.iterdir()} <= {"train.log", ".lock"}:
+        if {path.name for path in run_dir.iterdir()} <= {log, ".lock"}:
             shutil.rmtree(run_dir)
         raise
 

@@ -49,9 +49,7 @@ class Result:
             "versions": versions(),
             "git_commit": git_commit(),
         }
-        # One line for each field: readable, and short for curves of any length.
-        lines = [f"  {json.dumps(key)}: {json.dumps(_finite(value), allow_nan=False)}" for key, value in record.items()]
-        write_atomically(run_dir / FILE_NAME, "{\n" + ",\n".join(lines) + "\n}\n")
+        write_json(run_dir / FILE_NAME, record)
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -95,6 +93,13 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip() or None
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write `record` whole or not at all; NaN and infinity become null."""
+    # One line for each field: readable, and short for curves of any length.
+    lines = [f"  {json.dumps(key)}: {json.dumps(_finite(value), allow_nan=False)}" for key, value in record.items()]
+    write_atomically(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def write_atomically(path: Path, text: str) -> None:

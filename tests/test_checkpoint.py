@@ -86,7 +86,19 @@ def test_a_configuration_may_only_name_networks_and_losses(
         load_model(path)
     with pytest.raises(UserError, match="no network"):
         load_model(plant({part: {"_target_": "torch.nn.ReLU", "x": {"_target_": target}}}))
+    # Hydra builds what is in lists, too.
+    planted = {"_target_": target, "path": str(tmp_path / "executed")}
+    for hidden in ([planted], (planted,), [[planted]]):
+        with pytest.raises(UserError, match=r"x\.0.*no network"):
+            load_model(plant({part: {"_target_": "torch.nn.Identity", "x": hidden}}))
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_configuration_is_not_resolved_again(plant: Plant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "ReLU")
+    model = {"_target_": "torch.nn.Identity", "x": ["${oc.env:SECRET}"]}
+    with pytest.raises(UserError, match=r"^model\.x=.*SECRET.*: the checkpoint.s configuration is not plain data"):
+        load_model(plant({"model": model}))
 
 
 def test_a_users_own_network_loads_once_it_is_trusted(

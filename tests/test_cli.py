@@ -11,7 +11,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError
 
-from mnist_lit import cli, train
+from mnist_lit import cli, evaluate, train
 from mnist_lit.errors import DivergedError, UserError
 
 
@@ -160,6 +160,18 @@ def test_bug_exits_with_1_and_leaves_its_traceback_in_the_log(
     log = (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
     assert "ERROR mnist_lit.file_only: error: ZeroDivisionError: by zero" in log
     assert "Traceback (most recent call last):" in log
+
+
+@pytest.mark.parametrize(
+    "path", ["a,b=1/c d", "[1]{2}(3):4", 'say "no"', "back\\slash\\", 'back\\"', "C:\\runs\\new", "Größe 数字", "null"]
+)
+def test_path_is_taken_as_it_stands(main: Main, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    seen = []
+    monkeypatch.setattr(evaluate, "evaluate", lambda cfg: seen.append(cfg.ckpt))
+    assert main(f"ckpt={path}", module="evaluate").code == 0
+    # One's own quotes are Hydra's.
+    assert main("ckpt='x,y'", module="evaluate").code == 0
+    assert seen == [path, "x,y"]
 
 
 def test_refused_run_takes_its_own_folder_away(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 import numpy as np
 import pytest
 from conftest import Train
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.patches import Rectangle
 
-from mnist_lit.callbacks.pictures import RIGHT, WRONG, Pictures, draw_confusion_matrix, draw_curves, draw_images
+from mnist_lit.callbacks.pictures import Pictures
+from mnist_lit.pictures import RIGHT, WRONG, draw_confusion_matrix, draw_curves, draw_images, draw_reliability
 
 HISTORY = {
     "train/loss": [(10, 0.5), (20, 0.25)],
@@ -73,6 +76,32 @@ def test_images_stand_below_their_titles_in_their_colours() -> None:
     height, width = (size // unit for size, unit in zip(drawn.shape[:2], (2, 3), strict=True))
     assert drawn[height + height // 2 :][: height // 4, width // 4 : width // 2].max() < 10
     assert drawn[height // 2 :][: height // 4, width // 4 : width // 2].min() > 245
+
+
+def test_titles_of_two_lines_have_room() -> None:
+    one, two = (draw_images(np.zeros((4, 28, 28), dtype=np.uint8), [title] * 4) for title in ("4", "4\nnot 9"))
+    assert two.get_figheight() > one.get_figheight()
+    drawn = pixels(two)
+    above = drawn[: drawn.shape[0] // 2 - round(28 / 46 * drawn.shape[0] / 2)]
+    assert (above < 128).any()
+    # The upper line is not cut off.
+    assert (above[:3] > 245).all()
+
+
+def heights(axes: Axes) -> list[float]:
+    return [bar.get_height() for bar in axes.patches if isinstance(bar, Rectangle)]
+
+
+def test_reliability_is_accuracy_over_confidence() -> None:
+    above, below = draw_reliability([(0.0, 0.0, 0), (0.3, 0.5, 4), (0.7, 0.6, 10)], 0.1234).axes
+    assert heights(above) == [0.0, 0.5, 0.6]
+    diagonal, seen = above.lines
+    assert np.asarray(diagonal.get_xydata()).tolist() == [[0, 0], [1, 1]]
+    # No point for the empty bin.
+    assert np.asarray(seen.get_xydata()).tolist() == [[0.3, 0.5], [0.7, 0.6]]
+    assert seen.get_label() == "calibration error 0.1234"
+    assert heights(below) == [0, 4, 10]
+    assert (above.get_ylabel(), below.get_ylabel(), below.get_xlabel()) == ("accuracy", "images", "confidence")
 
 
 def test_weights_are_shown_around_zero() -> None:

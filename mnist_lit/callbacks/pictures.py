@@ -1,16 +1,13 @@
 """Pictures of a run, as PNG files and in TensorBoard."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
@@ -18,8 +15,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from mnist_lit.data import MNISTDataModule
 from mnist_lit.data.dataset import Batch
 from mnist_lit.module import Classifier
-
-RIGHT, WRONG = "#222222", "#d62728"
+from mnist_lit.pictures import RIGHT, WRONG, draw_confusion_matrix, draw_curves, draw_images, save
 
 
 class Pictures(L.Callback):
@@ -92,84 +88,11 @@ class Pictures(L.Callback):
         _publish(trainer, "confusion_matrix", draw_confusion_matrix(confusion.numpy(), names))
 
 
-def draw_images(
-    images: np.ndarray[Any, Any],
-    titles: Sequence[str] | None,
-    colours: Sequence[str] | None = None,
-    *,
-    colour_map: str = "gray_r",
-) -> Figure:
-    """Lay images [N, H, W] out in a near-square grid, a title above each.
-
-    uint8 images are shown over 0..255, others over a range that is symmetric around 0.
-    """
-    num_images, height, width = images.shape
-    num_columns = math.ceil(math.sqrt(num_images))
-    num_rows = math.ceil(num_images / num_columns)
-    top = 10 if titles else 2  # pixels above each image, room for a title
-    limits = (0, 255) if images.dtype == np.uint8 else (-np.abs(images).max(), np.abs(images).max())
-    # One canvas and one axes: an axes per image would take ten times as long.
-    canvas = np.full((num_rows * (height + top), num_columns * (width + 2)), np.nan, dtype=np.float32)
-    figure = Figure(figsize=(num_columns * 0.85, num_rows * 0.85 * (height + top) / (width + 2)), dpi=100)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.axis("off")
-    for index, image in enumerate(images):
-        row, column = divmod(index, num_columns)
-        y, x = row * (height + top) + top - 1, column * (width + 2) + 1
-        canvas[y : y + height, x : x + width] = image
-        if titles:
-            colour = colours[index] if colours else RIGHT
-            axes.text(x + width / 2, y - 2, titles[index], ha="center", va="bottom", fontsize=8, color=colour)
-    axes.imshow(canvas, cmap=colour_map, vmin=limits[0], vmax=limits[1], aspect="auto", interpolation="nearest")
-    return figure
-
-
-def draw_curves(history: dict[str, list[tuple[int, float]]]) -> Figure:
-    """Draw training and validation loss, and below them validation accuracy, over optimiser steps."""
-    panels = [tags for tags in (["train/loss", "val/loss"], ["val/acc"]) if any(tag in history for tag in tags)]
-    figure = Figure(figsize=(7, 2.6 * max(len(panels), 1) + 0.4), dpi=100)
-    # Fixed margins: finding them (layout="constrained") would draw everything twice.
-    figure.subplots_adjust(left=0.08, right=0.98, top=0.97, bottom=0.1, hspace=0.1)
-    for axes, tags in zip(figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels, strict=True):
-        for tag in tags:
-            if tag in history:
-                steps, values = zip(*history[tag], strict=True)
-                axes.plot(steps, values, label=tag, marker="o" if tag.startswith("val") else None, markersize=4)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
-    figure.axes[-1].set_xlabel("step")
-    return figure
-
-
-def draw_confusion_matrix(confusion: np.ndarray[Any, Any], names: Sequence[str]) -> Figure:
-    """Draw counts [C, C], row: the label, column: the prediction; colours show each row's shares."""
-    figure = Figure(figsize=(6, 6), dpi=100)
-    longest = max(map(len, names))
-    margin = 0.08 + 0.013 * longest
-    axes = figure.add_axes((margin, margin, 0.98 - margin, 0.98 - margin))
-    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    # The square root lifts the few mistakes out of the white.
-    axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(confusion):
-        colour = "white" if shares[row, column] > 0.4 else WRONG if row != column else RIGHT
-        axes.text(column, row, count or "", ha="center", va="center", fontsize=8, color=colour)
-    rotation = 45 if longest > 2 else 0
-    axes.set_xticks(range(len(names)), names, rotation=rotation)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("label")
-    return figure
-
-
 def _publish(trainer: L.Trainer, name: str, figure: Figure) -> None:
     """Write `figures/<name>.png` and send the same pixels to every TensorBoard."""
-    folder = Path(trainer.default_root_dir) / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    canvas = FigureCanvasAgg(figure)
-    canvas.print_png(str(folder / f"{name}.png"))
+    pixels = save(figure, Path(trainer.default_root_dir) / "figures" / f"{name}.png")
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            pixels = np.asarray(canvas.buffer_rgba())[..., :3]
             logger.experiment.add_image(name, pixels, trainer.global_step, dataformats="HWC")
 
 

@@ -6,6 +6,7 @@ beside their place, then moved in. Processes that start together wait for one lo
 
 import http.client
 import logging
+import re
 import shutil
 import socket
 import subprocess
@@ -240,8 +241,16 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def check_fetchers(fetch_from: Sequence[str]) -> None:
-    """Raise ValueError if a name is not one of FETCHERS."""
+def check_source(name: str, fetch_from: Sequence[str], npm_package: str | None) -> None:
+    """Raise ValueError for a name of FETCHERS that is none, and for a `name` or `npm_package` that could be a path.
+
+    Both may come from a checkpoint of a stranger's: nothing is written outside `root`, and npm is only asked for
+    a package of its registry.
+    """
     for fetcher in fetch_from:
         if fetcher not in FETCHERS:
             raise ValueError(f"fetch_from must list some of {', '.join(FETCHERS)}, got {fetcher}")
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(f"name must be letters, digits, dots and hyphens, since a folder is called so, got {name}")
+    if npm_package is not None and not re.fullmatch(r"(@\w[\w.-]*/)?\w[\w.-]*@\w[\w.-]*", npm_package):
+        raise ValueError(f"npm_package must be NAME@VERSION, got {npm_package}")

