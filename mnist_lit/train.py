@@ -25,7 +25,7 @@ CHANGED_ON_RESUME = ("trainer.max_epochs", "data.root", "test")
 
 def main() -> None:
     """Compose the configuration and train."""
-    cli.run(train, config_name="train")
+    cli.run(train, config_name="train", paths=["resume"])
 
 
 def train(cfg: DictConfig) -> float:

@@ -43,7 +43,7 @@ except UserError as error:
     assert done.stdout.splitlines() == [
         "optimizer.lrr is not a key: there are lr, momentum, nesterov, weight_decay, fused",
         "optimizer.lr=abc: must be a number",
-        "data.batch_size must be at least 1, got 0",
+        "data.batch_size must be at least 1 and below 2147483648, got 0",
         "optimizer=sdg: no such option, there are adam, adamw, sgd",
         "finished a,b=c",
         "a,b=c belongs to another run: resume=a,b=c goes on with it, or name a new folder",

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("ctrl_c")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing cut off."""
     folder = tmp_path_factory.mktemp("whole")
-    assert exit_code(in_child(lambda: None, *SETTINGS, f"hydra.run.dir={folder}")) == 0
+    assert exit_code(in_child(lambda: None, *SETTINGS, f"hydra.run.dir='{folder}'")) == 0
     return folder
 
 
@@ -81,7 +81,7 @@ def signal_in_step(step: int, number: int) -> Callable[[], None]:
 
 
 def cut_off(folder: Path, step: int, number: int) -> int:
-    return exit_code(in_child(signal_in_step(step, number), *SETTINGS, f"hydra.run.dir={folder}"))
+    return exit_code(in_child(signal_in_step(step, number), *SETTINGS, f"hydra.run.dir='{folder}'"))
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -150,7 +150,7 @@ def test_killed_before_its_first_checkpoint_a_run_starts_anew(whole: Path, tmp_p
 
 
 def test_cut_off_twice_a_run_still_ends_in_the_same_bits(whole: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
+    folder = tmp_path / "lr=1,of a sweep"  # Hydra's own characters
     assert cut_off(folder, 7, signal.SIGTERM) == 143
     assert exit_code(in_child(signal_in_step(12, signal.SIGINT), f"resume={folder}")) == 130
     assert read_checkpoint(folder, "last")["global_step"] == 12
@@ -199,7 +199,7 @@ def test_what_cannot_be_resumed_is_refused(
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path, main: Main) -> None:
     folder = tmp_path / "run"
-    pid = in_child(lambda: None, *SETTINGS, "trainer.max_epochs=1000", f"hydra.run.dir={folder}")
+    pid = in_child(lambda: None, *SETTINGS, "trainer.max_epochs=1000", f"hydra.run.dir='{folder}'")
     try:
         while not (folder / "config.yaml").exists():
             time.sleep(0.05)

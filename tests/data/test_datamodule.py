@@ -288,13 +288,13 @@ def test_gpu_batches_are_those_of_the_cpu(make: Make) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"eval_batch_size": -3}, "eval_batch_size must be at least 1, got -3"),
+        ({"batch_size": 0}, "batch_size must be at least 1 and below 2147483648, got 0"),
+        ({"eval_batch_size": -3}, "eval_batch_size must be at least 1 and below 2147483648, got -3"),
         ({"val_size": -1}, "val_size must be at least 0, got -1"),
         ({"num_workers": -1}, "num_workers must be at least 0, got -1"),
         ({"split_seed": -1}, "split_seed must be at least 0, got -1"),
-        ({"std": 0.0}, "std must be above 0, got 0.0"),
-        ({"std": -0.3}, "std must be above 0, got -0.3"),
+        ({"std": 0.0}, "std must be above 0, and mean a number: got 0.0 and 0.1307"),
+        ({"std": -0.3}, "std must be above 0, and mean a number: got -0.3 and 0.1307"),
         ({"fetch_from": ["mirrors", "ftp"]}, "fetch_from must list some of mirrors, npm, got ftp"),
     ],
 )
