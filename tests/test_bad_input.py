@@ -280,7 +280,18 @@ def test_full_disk_is_told_in_one_line(main: Main, room: int) -> None:
 
 def option_sets() -> list[tuple[str, ...]]:
     """Return overrides that together choose every packaged option once."""
-    groups = ("data", "debug", "experiment", "logger", "loss", "model", "optimizer", "scheduler", "trainer")
+    groups = (
+        "augmentation",
+        "data",
+        "debug",
+        "experiment",
+        "logger",
+        "loss",
+        "model",
+        "optimizer",
+        "scheduler",
+        "trainer",
+    )
     assert {path.name for path in CONF_DIR.iterdir() if path.is_dir()} - set(groups) <= {"callbacks", "hydra", "sweep"}
     choices = ([f"{group}={path.stem}" for path in sorted((CONF_DIR / group).glob("*.yaml"))] for group in groups)
     return [tuple(filter(None, chosen)) for chosen in zip_longest(*choices)]
