@@ -1,20 +1,18 @@
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import Compose, Train, read_checkpoint, read_result
+from conftest import Compose, Train
 from matplotlib.image import imread
 from torch import Tensor
 
 from mnist_lit.build import build
-from mnist_lit.cli import SAMPLE_DIR
-from mnist_lit.data import MNISTDataModule, datamodule
 from mnist_lit.data.augmentation import AffineElastic
 from mnist_lit.data.idx import read_idx
+from mnist_lit.data.sources import SAMPLE_DIR
 from mnist_lit.module import Classifier
 
 NOTHING = {"degrees": 0.0, "scale": 0.0, "shear": 0.0, "translate": 0.0, "alpha": 0.0, "sigma": 4.0}
@@ -291,32 +289,3 @@ def test_pictures_show_distorted_samples_and_change_no_bit(train_run: Train) -> 
 def test_plain_run_draws_no_distorted_samples(train_run: Train) -> None:
     run = train_run("debug=fast", "test=false", full=True)
     assert not (run.folder / "figures" / "augmented.png").exists()
-
-
-def test_run_cut_off_goes_on_to_the_same_bits(
-    make_config: Compose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    settings = (ON, "model.dropout=0.2", "logger=none", "callbacks.pictures=null")
-
-    def execute(run: str, *, resume: bool) -> None:
-        build(make_config(*settings, run=run)).execute(test=True, resume=resume)
-
-    def stop(self: MNISTDataModule, batch: Any, dataloader_idx: int) -> Any:
-        if self.trainer is not None and self.trainer.global_step == 20:  # in the second epoch of three
-            raise SystemExit(9)
-        return transferred(self, batch, dataloader_idx)
-
-    execute("whole", resume=False)
-    transferred = datamodule.MNISTDataModule.on_after_batch_transfer
-    with monkeypatch.context() as patched:
-        patched.setattr(datamodule.MNISTDataModule, "on_after_batch_transfer", stop)
-        with pytest.raises(SystemExit):
-            execute("cut", resume=False)
-    assert read_checkpoint(tmp_path / "cut", "last")["global_step"] == 16
-    torch.manual_seed(99)  # a new process has drawn other numbers
-    execute("cut", resume=True)
-    whole, cut = (read_checkpoint(tmp_path / run, "last") for run in ("whole", "cut"))
-    assert same_weights(whole, cut)
-    first, second = (read_result(tmp_path / run) for run in ("whole", "cut"))
-    assert first["metrics"] == second["metrics"]
-    assert first["history"] == second["history"]
