@@ -82,7 +82,7 @@ def preflight(cfg: DictConfig) -> tuple[dict[str, Any], MNISTDataModule, Classif
         model=_instantiate("model", cfg.model),
         loss=_instantiate("loss", cfg.loss),
         optimizer=_instantiate("optimizer", cfg.optimizer),
-        schedule=_instantiate("scheduler", cfg.scheduler) if cfg.scheduler else None,
+        schedule=_instantiate("scheduler", cfg.scheduler) if "_target_" in cfg.scheduler else None,
         num_classes=len(datamodule.class_names),
     )
     optimizer = _try("optimizer", lambda: module.build_optimizer(module.parameters()))

@@ -61,7 +61,7 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("augmentation=blur", ["augmentation=blur: no such option, there are affine_elastic, elastic, none"]),
     ("augmentation.alpha=1", ["augmentation.alpha is not a key"]),
     ("optimizer=sdg", ["optimizer=sdg: no such option, there are adam, adamw, sgd"]),
-    ("experiment=bolg", ["experiment=bolg: no such option, there are blog"]),
+    ("experiment=bolg", ["experiment=bolg: no such option, there are ", " blog,"]),
     ("callbacks=[default,erly]", ["callbacks=erly: no such option, there are default, early_stopping"]),
     ("optimizer=null", ["optimizer=null"]),
     ("callbacks.checkpoint.monitor=val/ac", ["callbacks.checkpoint.monitor=val/ac: must be val/acc or val/loss"]),

@@ -235,6 +235,10 @@ def same_weights(first: dict[str, Any], second: dict[str, Any]) -> bool:
 def test_off_unless_asked_for(make_config: Compose) -> None:
     assert build(make_config()).datamodule.augmentation is None
     assert isinstance(build(make_config(ON)).datamodule.augmentation, AffineElastic)
+    # None of what an experiment says of distortions and schedule is left.
+    run = build(make_config("experiment=ciresan2010", "augmentation=none", "scheduler=none", "model.hidden_sizes=[8]"))
+    assert run.datamodule.augmentation is None
+    assert run.module.schedule is None
 
 
 def test_only_training_batches_are_distorted(train_run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
