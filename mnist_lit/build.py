@@ -76,12 +76,13 @@ def preflight(cfg: DictConfig) -> tuple[dict[str, Any], MNISTDataModule, Classif
     """
     config = check(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    datamodule: MNISTDataModule = _instantiate("data", cfg.data)
+    augmentation = _instantiate("augmentation", cfg.augmentation) if "_target_" in cfg.augmentation else None
+    datamodule: MNISTDataModule = _instantiate("data", cfg.data, augmentation=augmentation)
     module = Classifier(
         model=_instantiate("model", cfg.model),
         loss=_instantiate("loss", cfg.loss),
         optimizer=_instantiate("optimizer", cfg.optimizer),
-        schedule=_instantiate("scheduler", cfg.scheduler) if cfg.scheduler else None,
+        schedule=_instantiate("scheduler", cfg.scheduler) if "_target_" in cfg.scheduler else None,
         num_classes=len(datamodule.class_names),
     )
     optimizer = _try("optimizer", lambda: module.build_optimizer(module.parameters()))
@@ -238,6 +239,7 @@ def _check_together(config: dict[str, Any]) -> None:
 def _top_level(
     *,
     data: dict[str, Any],
+    augmentation: dict[str, Any] | None,
     model: dict[str, Any],
     loss: dict[str, Any],
     optimizer: dict[str, Any],

@@ -65,6 +65,7 @@ def test_nobody_imports_an_entry_point(module: str) -> None:
         ("pictures", set()),
         ("data.idx", {"mnist_lit.errors"}),
         ("data.dataset", set()),
+        ("data.augmentation", set()),
         ("data.sources", {"mnist_lit.errors", "mnist_lit.data.idx"}),
         ("module", {"mnist_lit.errors", "mnist_lit.data.dataset"}),
         ("sweep.notation", set()),

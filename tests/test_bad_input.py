@@ -52,12 +52,16 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("scheduler=one_cycle scheduler.scheduler.pct_start=3", ["scheduler", "pct_start", "between 0 and 1", "3"]),
     ("scheduler=cosine scheduler.interval=day", ["scheduler.interval must be step or epoch, got day"]),
     ("scheduler=cosine scheduler.length_argument=days", ["scheduler", "days"]),
+    ("augmentation=affine_elastic augmentation.alpha=-1", ["augmentation.alpha must be at least 0, got -1"]),
+    ("augmentation=affine_elastic augmentation.sigma=abc", ["augmentation.sigma=abc: must be a number"]),
     # Names of keys, options and classes.
     ("optimizer.lrr=1", ["optimizer.lrr is not a key: there are lr, momentum, nesterov, weight_decay, fused"]),
     ("+optimizer.lrr=1", ["optimizer.lrr=1: not a key; did you mean lr?", "momentum"]),
-    ("+foo=1", ["foo=1: not a key; the configuration takes data, model, loss, optimizer"]),
+    ("+foo=1", ["foo=1: not a key; the configuration takes data, augmentation, model, loss, optimizer"]),
+    ("augmentation=blur", ["augmentation=blur: no such option, there are affine_elastic, elastic, none"]),
+    ("augmentation.alpha=1", ["augmentation.alpha is not a key"]),
     ("optimizer=sdg", ["optimizer=sdg: no such option, there are adam, adamw, sgd"]),
-    ("experiment=bolg", ["experiment=bolg: no such option, there are blog"]),
+    ("experiment=bolg", ["experiment=bolg: no such option, there are ", " blog,"]),
     ("callbacks=[default,erly]", ["callbacks=erly: no such option, there are default, early_stopping"]),
     ("optimizer=null", ["optimizer=null"]),
     ("callbacks.checkpoint.monitor=val/ac", ["callbacks.checkpoint.monitor=val/ac: must be val/acc or val/loss"]),
@@ -276,7 +280,18 @@ def test_full_disk_is_told_in_one_line(main: Main, room: int) -> None:
 
 def option_sets() -> list[tuple[str, ...]]:
     """Return overrides that together choose every packaged option once."""
-    groups = ("data", "debug", "experiment", "logger", "loss", "model", "optimizer", "scheduler", "trainer")
+    groups = (
+        "augmentation",
+        "data",
+        "debug",
+        "experiment",
+        "logger",
+        "loss",
+        "model",
+        "optimizer",
+        "scheduler",
+        "trainer",
+    )
     assert {path.name for path in CONF_DIR.iterdir() if path.is_dir()} - set(groups) <= {"callbacks", "hydra", "sweep"}
     choices = ([f"{group}={path.stem}" for path in sorted((CONF_DIR / group).glob("*.yaml"))] for group in groups)
     return [tuple(filter(None, chosen)) for chosen in zip_longest(*choices)]

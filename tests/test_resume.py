@@ -17,9 +17,10 @@ from torch import Tensor
 from mnist_lit.module import Classifier
 from mnist_lit.train import main as train_main
 
-# 16 steps an epoch; dropout draws random numbers in every one of them, and the schedule spans the run.
+# 16 steps an epoch; distortions and dropout draw random numbers in all of them, and the schedule spans the run.
 SETTINGS = (
     "data=sample",
+    "augmentation=affine_elastic",
     "trainer.max_epochs=3",
     "trainer.log_every_n_steps=5",
     "model.dropout=0.2",

@@ -34,13 +34,17 @@ class Pictures(L.Callback):
 
     @rank_zero_only
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw training samples with their labels."""
+        """Draw training samples with their labels, and the same as `augmentation` distorts them."""
         data = _datamodule(trainer)
         images, labels = (
             tensor.cpu() for tensor in data.train.__getitems__(range(min(self.num_images, len(data.train))))
         )
         titles = [data.class_names[label] for label in labels]
         _publish(trainer, "samples", draw_images(images.numpy(), titles))
+        if data.augmentation is not None:
+            with torch.random.fork_rng(devices=[]):  # drawing must not change what the run draws
+                augmented = data.augmentation(images).clamp(0, 255).to(torch.uint8)
+            _publish(trainer, "augmented", draw_images(augmented.numpy(), titles))
 
     @rank_zero_only
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -1,7 +1,7 @@
 """The LightningDataModule: from the four files to normalised batches on the device."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ class MNISTDataModule(L.LightningDataModule):
     Batches are images float [B, 28, 28], normalised as (pixel / 255 - mean) / std, and labels int64 [B].
     The validation set is a stratified draw of `val_size` of the official training images (0: none), the
     same for equal `split_seed`; the rest trains; the test set is the official one, whole.
+
+    `augmentation(images)` distorts training batches, and no others, on the device: pixels uint8 [B, 28, 28] ->
+    0..255, [B, 28, 28].
 
     `num_workers` loader processes help only if something slow is added per batch; with 0 and
     `device_resident`, the uint8 images are moved to the accelerator once and batches are gathered there.
@@ -47,6 +50,7 @@ class MNISTDataModule(L.LightningDataModule):
         split_seed: int,
         num_workers: int,
         device_resident: bool,
+        augmentation: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         for key, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
@@ -79,6 +83,7 @@ class MNISTDataModule(L.LightningDataModule):
         self.split_seed = split_seed
         self.num_workers = num_workers
         self.device_resident = device_resident
+        self.augmentation = augmentation
         self.is_set_up = False
         self.start: tuple[int, Tensor] | None = None
 
@@ -126,12 +131,14 @@ class MNISTDataModule(L.LightningDataModule):
         return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Normalise on the device: uint8 [B, 28, 28] -> float32 of mean 0 and standard deviation 1."""
+        """On the device, distort training images and normalise all: uint8 -> float32 [B, 28, 28]."""
         images, labels = batch
+        if self.augmentation is not None and self.trainer is not None and self.trainer.training:
+            images = self.augmentation(images)
         return self.normalise(images), labels
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Pixels uint8 0..255 -> float32 (pixel / 255 - mean) / std."""
+        """Pixels 0..255, uint8 or float -> float32 (pixel / 255 - mean) / std."""
         # In place and without the division by 255: a quarter of the time of the formula as written.
         return images.to(torch.float32).sub_(255 * self.mean).div_(255 * self.std)
 
