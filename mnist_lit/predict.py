@@ -30,7 +30,7 @@ def predict(cfg: DictConfig) -> None:
         with cli.fast_imports():
             from mnist_lit import answers, pictures
             from mnist_lit.build import check_keys
-            from mnist_lit.checkpoint import load_model
+            from mnist_lit.checkpoint import read_checkpoint
             from mnist_lit.data import album
         options = check_keys(_top_level, cfg)
         for key in ("batch_size", "num_images"):
@@ -39,7 +39,7 @@ def predict(cfg: DictConfig) -> None:
         output = Path(options["output"] or run_dir / "predictions.csv")
         answers.check_format(output)
         files = album.find(options["images"])
-        predictor = load_model(options["ckpt"], trusted=options["trusted"])
+        predictor = read_checkpoint(options["ckpt"]).predictor(trusted=options["trusted"])
     photos = album.load(files)
     given = answers.answer(predictor, photos.images, photos.files, batch_size=options["batch_size"])
     refused = answers.refused(photos.refused)

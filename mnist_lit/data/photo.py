@@ -13,7 +13,7 @@ from mnist_lit.errors import UserError
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Ink = np.ndarray[Any, np.dtype[np.float32]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
-Labels = np.ndarray[Any, np.dtype[np.intp]]
+Labels = np.ndarray[Any, np.dtype[np.signedinteger[Any]]]
 
 # The picture, the box that the digit is scaled to fit, and the pixel that its centre of mass is moved to: "The
 # MNIST database of handwritten digits" (Y. LeCun, C. Cortes, C. Burges), and section III.A of LeCun et al. 1998,
@@ -46,11 +46,10 @@ def read(path: Path) -> Pixels:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata that are not used
-            with Image.open(path) as image:
-                image.draft(None, (2 * MAX_SIDE, 2 * MAX_SIDE))  # lets JPEG decode a fraction of its pixels
-                image.load()
-                if image.getexif().get(0x0112, 1) != 1:
-                    image = ImageOps.exif_transpose(image)
+            with Image.open(path) as file:
+                file.draft(None, (2 * MAX_SIDE, 2 * MAX_SIDE))  # lets JPEG decode a fraction of its pixels
+                file.load()
+                image = ImageOps.exif_transpose(file)
     except Image.DecompressionBombError as error:
         raise UserError(str(error)) from error
     except (OSError, SyntaxError, ValueError) as error:
@@ -100,12 +99,12 @@ def _grey(pixels: Pixels) -> Pixels:
     """Return luminance (ITU-R 601-2, as Pillow's), transparent pixels made the opposite of what is to be seen."""
     if pixels.ndim == 2:
         return pixels
-    grey = np.asarray(Image.fromarray(np.ascontiguousarray(pixels[..., :3])).convert("L"))
+    grey: Pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels[..., :3])).convert("L"))
     if pixels.shape[2] == 3 or (pixels[..., 3] == 255).all():
         return grey
     alpha = pixels[..., 3] / 255
     background = 255 if (alpha * grey).sum() < 127.5 * alpha.sum() else 0
-    return (alpha * grey + (1 - alpha) * background).round().astype(np.uint8)
+    return np.asarray((alpha * grey + (1 - alpha) * background).round(), dtype=np.uint8)
 
 
 def _ink(grey: Ink) -> tuple[Ink, Mask]:
