@@ -21,8 +21,8 @@ Labels = np.ndarray[Any, np.dtype[np.signedinteger[Any]]]
 # black has 19 or 20 pixels and the centre of mass lies within 0.52 pixels of pixel (14, 14): measured.
 SIZE, BOX, CENTRE, OFF_CENTRE = 28, 20, 14, 0.52
 
-# Pictures are worked on at no more than this on their longer side: a digit that fills 5 % of it still has 25.
-MAX_SIDE = 512
+# Pictures are worked on at less than twice this on their longer side: a digit that fills a tenth of it still has 25.
+MAX_SIDE = 256
 # Ink and paper that differ by less, of 255, are one blank page.
 MIN_CONTRAST = 32
 BLANK = "blank: no ink that stands out from the paper"
@@ -79,6 +79,8 @@ def prepare(pixels: Pixels) -> Pixels:
     Raises UserError for a blank picture, and for several digits that lie apart.
     """
     grey = _grey(pixels)
+    if not grey.size or np.ptp(grey) < MIN_CONTRAST:
+        raise UserError(BLANK)
     for light_on_dark in (grey, 255 - grey):
         if is_prepared(light_on_dark):
             return light_on_dark
@@ -174,8 +176,9 @@ def _only_digit(ink: Ink, mask: Mask) -> Ink:
     around = tuple(slice(max(part.start - 2 * rim, 0), part.stop + 2 * rim) for part in (rows, columns))
     digit = digit[around]
     ink = np.where(ndimage.maximum_filter(digit, size=2 * rim + 1), ink[around], 0)
-    # Within a line, the mean distance to its edge is a quarter of its width.
-    width = 4 * ndimage.distance_transform_edt(np.pad(digit, 1))[1:-1, 1:-1][digit].mean() * BOX / side
+    # A line's width is twice its area over its outline; the grid's edges are 4 / pi as long (Crofton's formula).
+    edges = sum(np.count_nonzero(np.diff(np.pad(digit, 1), axis=axis)) for axis in (0, 1))
+    width = 2 * np.count_nonzero(digit) / (edges * np.pi / 4) * BOX / side
     if (growth := round((THINNEST_STROKE - width) * side / BOX)) > 0:
         ink = ndimage.maximum_filter(np.pad(ink, growth), size=growth + 1)
     return ink
