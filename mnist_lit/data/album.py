@@ -2,6 +2,7 @@
 
 import glob
 import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ def find(name: str) -> list[Path]:
 def load(files: Sequence[Path]) -> Album:
     """Read and prepare every file; those that are no picture of one digit are told apart, not raised."""
     # Reading lets other threads run: two cores do large photos in half the time, and small ones in no more.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.simplefilter("ignore")  # Pillow's, of metadata that are not used
         prepared = list(pool.map(_prepare, files))
     good = [(file, image) for file, image in zip(files, prepared, strict=True) if not isinstance(image, str)]
     return Album(

@@ -1,6 +1,5 @@
 """One picture of a digit, made into 28 x 28 pixels the way MNIST's were."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +43,10 @@ def read(path: Path) -> Pixels:
     Large ones come reduced by a whole factor. Raises UserError for what is no picture, or a damaged one.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of metadata that are not used
-            with Image.open(path) as file:
-                file.draft(None, (2 * MAX_SIDE, 2 * MAX_SIDE))  # lets JPEG decode a fraction of its pixels
-                file.load()
-                image = ImageOps.exif_transpose(file)
+        with Image.open(path) as file:
+            file.draft(None, (2 * MAX_SIDE, 2 * MAX_SIDE))  # lets JPEG decode a fraction of its pixels
+            file.load()
+            image = ImageOps.exif_transpose(file)
     except Image.DecompressionBombError as error:
         raise UserError(str(error)) from error
     except (OSError, SyntaxError, ValueError) as error:
@@ -73,8 +70,8 @@ def prepare(pixels: Pixels) -> Pixels:
     """Make one digit, uint8 [H, W] grey or [H, W, 3 or 4] colour, what MNIST would have: uint8 [28, 28].
 
     Dark on light or light on dark; of uneven paper, noise, specks and margins nothing is left. The ink is scaled
-    to fit 20 x 20 pixels, its aspect kept, and moved until its centre of mass is the picture's middle. What is so
-    already, as every image of MNIST is, comes back as it is (inverted, if it is dark on light).
+    to fit 20 x 20 pixels, its aspect kept, and moved until its centre of mass is the picture's middle, or as far as
+    it does not leave the picture. What is so already, as every image of MNIST is, comes back as it is (inverted, if it is dark on light).
 
     Raises UserError for a blank picture, and for several digits that lie apart.
     """
