@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Main, Trained, compose_config
-from data.test_photo import FONTS, rendered
+from conftest import FONTS, Main, Trained, compose_config, rendered
 from matplotlib.image import imread
 from PIL import Image
 

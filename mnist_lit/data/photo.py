@@ -71,7 +71,8 @@ def prepare(pixels: Pixels) -> Pixels:
 
     Dark on light or light on dark; of uneven paper, noise, specks and margins nothing is left. The ink is scaled
     to fit 20 x 20 pixels, its aspect kept, and moved until its centre of mass is the picture's middle, or as far as
-    it does not leave the picture. What is so already, as every image of MNIST is, comes back as it is (inverted, if it is dark on light).
+    it stays within the picture. What is so already, as every image of MNIST is, comes back as it is (inverted, if it
+    is dark on light).
 
     Raises UserError for a blank picture, and for several digits that lie apart.
     """

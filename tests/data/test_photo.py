@@ -5,30 +5,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib import get_data_path
-from PIL import Image, ImageDraw, ImageFont
+from conftest import FONTS, rendered
+from PIL import Image, ImageDraw
 
 from mnist_lit.data.idx import read_idx
 from mnist_lit.data.photo import BOX, CENTRE, SIZE, Pixels, is_prepared, prepare, read
 from mnist_lit.data.sources import SAMPLE_DIR, TEST_IMAGES
 from mnist_lit.errors import UserError
 
-FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono-Oblique")
-
 
 @pytest.fixture(scope="module")
 def digits() -> Pixels:
     images: Pixels = read_idx(SAMPLE_DIR / f"{TEST_IMAGES}.gz", num_dims=3, md5=None).numpy()
     return images
-
-
-def rendered(text: str, size: int = 120, font: str = "DejaVuSans", margin: int = 40) -> Pixels:
-    """Draw text, white on black."""
-    letters = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/{font}.ttf", size)
-    left, top, right, bottom = map(int, ImageDraw.Draw(Image.new("L", (1, 1))).textbbox((0, 0), text, font=letters))
-    image = Image.new("L", (right - left + 2 * margin, bottom - top + 2 * margin))
-    ImageDraw.Draw(image).text((margin - left, margin - top), text, font=letters, fill=255)
-    return np.asarray(image)
 
 
 def difference(a: Pixels, b: Pixels) -> float:
