@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -20,7 +21,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from made_runs import add, grid, sweep_dir, with_charts  # noqa: F401 (fixtures)
 from made_sources import install_npm, mirror, no_mirrors, no_npm  # noqa: F401 (fixtures)
+from matplotlib import get_data_path
 from omegaconf import DictConfig
+from PIL import Image, ImageDraw, ImageFont
 
 from mnist_lit import cli
 from mnist_lit.data import sources
@@ -203,3 +206,18 @@ def command(tmp_path: Path) -> Command:
         )
 
     return run
+
+
+# What matplotlib brings along.
+FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono-Oblique")
+
+
+def rendered(
+    text: str, size: int = 120, font: str = "DejaVuSans", margin: int = 40
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Draw text, white on black."""
+    letters = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/{font}.ttf", size)
+    left, top, right, bottom = map(int, ImageDraw.Draw(Image.new("L", (1, 1))).textbbox((0, 0), text, font=letters))
+    image = Image.new("L", (right - left + 2 * margin, bottom - top + 2 * margin))
+    ImageDraw.Draw(image).text((margin - left, margin - top), text, font=letters, fill=255)
+    return np.asarray(image)

@@ -66,6 +66,8 @@ def test_nobody_imports_an_entry_point(module: str) -> None:
         ("data.idx", {"mnist_lit.errors"}),
         ("data.dataset", set()),
         ("data.augmentation", set()),
+        ("data.photo", {"mnist_lit.errors"}),
+        ("data.album", {"mnist_lit.errors", "mnist_lit.data"}),
         ("data.sources", {"mnist_lit.errors", "mnist_lit.data.idx"}),
         ("module", {"mnist_lit.errors", "mnist_lit.data.dataset"}),
         ("sweep.notation", set()),
@@ -97,7 +99,7 @@ def test_names_say_what_is_inside() -> None:
     assert {part for module in MODULES for part in module.split(".")} & VAGUE == set()
 
 
-@pytest.mark.parametrize("module", ["mnist_lit.train", "mnist_lit.evaluate", "mnist_lit.cli"])
+@pytest.mark.parametrize("module", ["mnist_lit.train", "mnist_lit.evaluate", "mnist_lit.predict", "mnist_lit.cli"])
 def test_import_waits_with_what_takes_seconds(module: str) -> None:
     slow = ("torch", "lightning", "torchvision", "torchmetrics", "matplotlib", "tensorboard", "numpy")
     script = f"import sys, {module}; print(*[name for name in {slow} if name in sys.modules])"

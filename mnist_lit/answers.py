@@ -1,0 +1,84 @@
+"""What the network says about pictures: its first and second guess, in a table and in files."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mnist_lit.data.photo import Pixels
+from mnist_lit.errors import UserError
+from mnist_lit.predictor import Predictor
+from mnist_lit.result import write_atomically
+
+FORMATS = (".csv", ".json")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The two likeliest classes of a picture with their probabilities; or the `error` that left it out."""
+
+    file: str
+    digit: str | None = None
+    confidence: float | None = None
+    second_guess: str | None = None
+    second_confidence: float | None = None
+    error: str | None = None
+
+
+def answer(predictor: Predictor, images: Pixels, files: Sequence[Path], *, batch_size: int) -> list[Answer]:
+    """Ask the network about prepared pictures uint8 [N, 28, 28], `batch_size` at a time."""
+    answers = []
+    with torch.inference_mode():
+        for start in range(0, len(images), batch_size):
+            chosen = slice(start, start + batch_size)
+            top = predictor(torch.from_numpy(np.ascontiguousarray(images[chosen]))).float().topk(2)
+            for file, values, classes in zip(files[chosen], top.values.tolist(), top.indices.tolist(), strict=True):
+                first, second = (predictor.class_names[index] for index in classes)
+                answers.append(Answer(str(file), first, values[0], second, values[1]))
+    return answers
+
+
+def refused(reasons: Mapping[Path, str]) -> list[Answer]:
+    """Return the answers that say why there is none."""
+    return [Answer(str(file), error=reason) for file, reason in reasons.items()]
+
+
+def to_table(answers: Sequence[Answer]) -> str:
+    """Return one line each, under a headline; confidences in percent."""
+    width = max([len("file"), *(len(answer.file) for answer in answers)])
+    classes = max([len("digit"), *(len(answer.digit or "") for answer in answers)])
+    lines = [f"{'file':{width}}  {'digit':{classes}}  confidence  second guess"]
+    for given in answers:
+        assert given.confidence is not None
+        assert given.second_confidence is not None
+        lines.append(
+            f"{given.file:{width}}  {given.digit:{classes}}  {given.confidence:10.1%}  "
+            f"{given.second_guess} ({given.second_confidence:.1%})"
+        )
+    return "\n".join(lines)
+
+
+def check_format(path: Path) -> None:
+    """Raise UserError for a file that is neither CSV nor JSON by its name."""
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f"output={path}: must end in {' or '.join(FORMATS)}")
+
+
+def write(path: Path, answers: Sequence[Answer]) -> None:
+    """Write one row, or one object, for each answer: CSV or JSON, as the name ends; whole or not at all."""
+    records = [asdict(answer) for answer in answers]
+    if path.suffix.lower() == ".json":
+        text = json.dumps(records, indent=2, ensure_ascii=False) + "\n"
+    else:
+        file = io.StringIO()
+        writer = csv.DictWriter(file, fieldnames=list(Answer.__dataclass_fields__), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+        text = file.getvalue()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text)

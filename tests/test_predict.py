@@ -1,0 +1,204 @@
+"""From files to answers: as right as the network is on the pixels themselves, and honest about bad files."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import FONTS, Main, Trained, compose_config, rendered
+from matplotlib.image import imread
+from PIL import Image
+
+from mnist_lit import answers, cli, train
+from mnist_lit.checkpoint import read_checkpoint
+from mnist_lit.data import album
+from mnist_lit.data.idx import read_idx
+from mnist_lit.data.photo import Pixels, prepare
+from mnist_lit.data.sources import SAMPLE_DIR, TEST_IMAGES, TEST_LABELS
+from mnist_lit.errors import UserError
+from mnist_lit.predictor import Predictor
+
+NUM_IMAGES = 200
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Pixels, list[str]]:
+    images: Pixels = read_idx(SAMPLE_DIR / f"{TEST_IMAGES}.gz", num_dims=3, md5=None).numpy()
+    labels = read_idx(SAMPLE_DIR / f"{TEST_LABELS}.gz", num_dims=1, md5=None)
+    return images[:NUM_IMAGES], [str(label) for label in labels[:NUM_IMAGES].tolist()]
+
+
+@pytest.fixture(scope="module")
+def better(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    """A network that reads most digits."""
+    cli.register_resolvers()
+    folder = tmp_path_factory.mktemp("better") / "run"
+    train.train(
+        compose_config(
+            folder,
+            "trainer.max_epochs=15",
+            "optimizer=adam",
+            "loss=cross_entropy",
+            "logger=none",
+            "~callbacks.pictures",
+        )
+    )
+    return read_checkpoint(folder).predictor()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Callable[..., Path]:
+    """Write pictures into a folder."""
+
+    def write(**pictures: Pixels) -> Path:
+        folder = tmp_path / "photos"
+        folder.mkdir(exist_ok=True)
+        for name, pixels in pictures.items():
+            Image.fromarray(pixels).save(folder / f"{name}.png")
+        return folder
+
+    return write
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_classes(predictor: Predictor, images: list[Pixels]) -> list[str]:
+    with torch.no_grad():
+        classes = predictor(torch.from_numpy(np.stack(images))).argmax(dim=1)
+    return [predictor.class_names[index] for index in classes.tolist()]
+
+
+def test_accuracy_on_files_is_accuracy_on_pixels(
+    main: Main, trained: Trained, digits: tuple[Pixels, list[str]], photos: Callable[..., Path], tmp_path: Path
+) -> None:
+    images, labels = digits
+    photos(**{f"{index:03}": image for index, image in enumerate(images)})
+    outcome = main(f"ckpt={trained.folder}", "images=photos", "batch_size=64", module="predict")
+    assert (outcome.code, outcome.err) == (0, "")
+    (folder,) = tmp_path.glob("outputs/predict/*/*")
+    rows = read_csv(folder / "predictions.csv")
+    predictor = read_checkpoint(trained.folder).predictor()
+    with torch.no_grad():
+        expected = predictor(torch.from_numpy(images)).topk(2)
+    assert [row["digit"] for row in rows] == [str(index) for index in expected.indices[:, 0].tolist()]
+    assert [row["second_guess"] for row in rows] == [str(index) for index in expected.indices[:, 1].tolist()]
+    assert [float(row["confidence"]) for row in rows] == pytest.approx(expected.values[:, 0].tolist(), abs=1e-5)
+    right = [row["digit"] == label for row, label in zip(rows, labels, strict=True)]
+    assert sum(right) == int((expected.indices[:, 0] == torch.tensor(list(map(int, labels)))).sum())
+    assert 0.3 < np.mean(right) < 1
+    table = outcome.out.splitlines()
+    assert table[0].split() == ["file", "digit", "confidence", "second", "guess"]
+    assert table[1].split()[:2] == ["photos/000.png", rows[0]["digit"]]
+    assert imread(folder / "pictures.png").std() > 0.1
+
+
+def test_bad_files_are_named_and_the_others_are_done(
+    main: Main, trained: Trained, photos: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = photos(a=rendered("3"), blank=np.full((50, 50), 200, dtype=np.uint8), two=rendered("12"), z=rendered("7"))
+    (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:300])
+    (folder / "notes.txt").write_text("no picture", encoding="utf-8")
+    (folder / ".hidden").write_text("", encoding="utf-8")
+    outcome = main(f"ckpt={trained.folder}", "images=photos", "output=new/answers.json", module="predict")
+    assert outcome.code == 2
+    assert outcome.err.splitlines() == [
+        "error: photos/blank.png: blank: no ink that stands out from the paper",
+        "error: photos/cut.png: not a picture, or a damaged one",
+        "error: photos/notes.txt: not a picture, or a damaged one",
+        "error: photos/two.png: 2 digits that lie apart: cut them into pictures of their own",
+        "error: 4 of 6 files left out",
+    ]
+    records = json.loads((tmp_path / "new" / "answers.json").read_text(encoding="utf-8"))
+    assert [record["file"] for record in records if record["error"] is None] == ["photos/a.png", "photos/z.png"]
+    assert len(records) == 6
+    assert all(0 <= record["second_confidence"] <= record["confidence"] <= 1 for record in records[:2])
+    assert not list(tmp_path.glob("outputs/predict/*/*/predictions.csv"))
+
+
+def test_nothing_but_bad_files(main: Main, trained: Trained, photos: Callable[..., Path]) -> None:
+    photos(blank=np.zeros((50, 50), dtype=np.uint8))
+    outcome = main(f"ckpt={trained.folder}", "images=photos/blank.png", module="predict")
+    assert (outcome.code, outcome.err.splitlines()[-1]) == (2, "error: 1 of 1 files left out")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["images=none*.png"], "images=none*.png: no such file or folder, and no glob of any; name a picture"),
+        (["images=empty"], "images=empty: a folder without files; name a picture"),
+        ([], "images is missing: add images=PATH"),
+        (["images=empty", "output=answers.txt"], "output=answers.txt: must end in .csv or .json"),
+        (["images=empty", "batch_size=0"], "batch_size=0: must be at least 1"),
+        (["images=empty", "num_images=many"], "num_images=many: must be a whole number"),
+    ],
+)
+def test_what_cannot_work_is_told_before_anything_is_left(
+    arguments: list[str], message: str, main: Main, trained: Trained, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    outcome = main(f"ckpt={trained.folder}", *arguments, module="predict")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith(f"error: {message}")
+    assert outcome.err.count("\n") == 1
+    assert list(tmp_path.glob("outputs/predict/*/*")) == []
+
+
+def test_missing_checkpoint_is_named(main: Main) -> None:
+    assert main("images=x.png", module="predict").err.startswith("error: ckpt is missing: add ckpt=PATH")
+
+
+def test_names_stand_for_files_folders_and_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/2.png", "a/1.png", "a/sub/3.png", "a/x[1].jpg"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    assert album.find("a") == [Path("a/1.png"), Path("a/2.png"), Path("a/x[1].jpg")]
+    assert album.find("a/*.png") == [Path("a/1.png"), Path("a/2.png")]
+    assert album.find("a/**/*.png") == [Path("a/1.png"), Path("a/2.png"), Path("a/sub/3.png")]
+    assert album.find("a/x[1].jpg") == [Path("a/x[1].jpg")]
+    with pytest.raises(UserError, match="no such file or folder"):
+        album.find("b")
+
+
+def test_printed_digits_are_mostly_read(better: Predictor) -> None:
+    texts = [(digit, size, font) for digit in "0123456789" for size in (40, 150) for font in FONTS]
+    read = read_classes(better, [prepare(rendered(*text)) for text in texts])
+    right = np.mean([answer == text[0] for answer, text in zip(read, texts, strict=True)])
+    assert right > 0.6  # it has learned 1,600 handwritten ones
+
+
+def test_answers_do_not_depend_on_how_the_picture_was_taken(
+    better: Predictor, digits: tuple[Pixels, list[str]]
+) -> None:
+    images = list(digits[0])
+    expected = read_classes(better, images)
+    same = [
+        lambda image: 255 - image,
+        lambda image: np.pad(image, ((3, 40), (25, 8))),
+        lambda image: np.asarray(Image.fromarray(255 - image).resize((56, 56))),
+        lambda image: np.asarray(Image.fromarray(image).resize((280, 280))) // 2 + 60,
+    ]
+    for change, least in zip(same, (1, 0.99, 0.9, 0.9), strict=True):
+        read = read_classes(better, [prepare(change(image)) for image in images])
+        assert np.mean([a == b for a, b in zip(read, expected, strict=True)]) >= least
+
+
+def test_table_is_aligned_for_long_class_names() -> None:
+    given = [answers.Answer("a.png", "ankle boot", 0.5, "bag", 0.25), answers.Answer("long/b.png", "bag", 1, "coat", 0)]
+    head, first, second = answers.to_table(given).splitlines()
+    assert first == "a.png       ankle boot       50.0%  bag (25.0%)"
+    assert second == "long/b.png  bag             100.0%  coat (0.0%)"
+    assert head.index("digit") == first.index("ankle")
+
+
+def test_help_says_how(main: Main) -> None:
+    outcome = main("--help", module="predict")
+    assert outcome.code == 0
+    assert "python -m mnist_lit.predict ckpt=outputs/train/DATE/TIME images=seven.jpg" in outcome.out
+    assert max(map(len, outcome.out.splitlines())) <= 100
