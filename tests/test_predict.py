@@ -12,7 +12,7 @@ from conftest import FONTS, Main, Trained, compose_config, rendered
 from matplotlib.image import imread
 from PIL import Image
 
-from mnist_lit import answers, cli, train
+from mnist_lit import answers, cli
 from mnist_lit.checkpoint import read_checkpoint
 from mnist_lit.data import album
 from mnist_lit.data.idx import read_idx
@@ -20,6 +20,7 @@ from mnist_lit.data.photo import Pixels, prepare
 from mnist_lit.data.sources import SAMPLE_DIR, TEST_IMAGES, TEST_LABELS
 from mnist_lit.errors import UserError
 from mnist_lit.predictor import Predictor
+from mnist_lit.train import train
 
 NUM_IMAGES = 200
 
@@ -36,7 +37,7 @@ def better(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     """A network that reads most digits."""
     cli.register_resolvers()
     folder = tmp_path_factory.mktemp("better") / "run"
-    train.train(
+    train(
         compose_config(
             folder,
             "trainer.max_epochs=15",
@@ -178,7 +179,7 @@ def test_answers_do_not_depend_on_how_the_picture_was_taken(
 ) -> None:
     images = list(digits[0])
     expected = read_classes(better, images)
-    same = [
+    same: list[Callable[[Pixels], Pixels]] = [
         lambda image: 255 - image,
         lambda image: np.pad(image, ((3, 40), (25, 8))),
         lambda image: np.asarray(Image.fromarray(255 - image).resize((56, 56))),

@@ -37,7 +37,9 @@ def test_a_digit_fills_the_box_and_its_mass_is_in_the_middle(font: str, size: in
     for digit in "0123456789":
         image = prepare(rendered(digit, size, font))
         rows, columns = np.nonzero(image)
-        assert (image.shape, image.dtype, image.max()) == ((SIZE, SIZE), np.uint8, 255)
+        assert image.shape == (SIZE, SIZE)
+        assert image.dtype == np.uint8
+        assert image.max() == 255
         assert max(np.ptp(rows), np.ptp(columns)) + 1 == BOX
         for positions in (rows, columns):
             off = np.average(positions, weights=image[rows, columns]) - CENTRE
@@ -51,7 +53,7 @@ def test_aspect_is_kept() -> None:
     tall[100:200, 100:140] = wide[100:140, 100:200] = 255
     for image, shape in ((prepare(tall), (20, 8)), (prepare(wide), (8, 20))):
         rows, columns = np.nonzero(image)
-        assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == shape
+        assert [np.ptp(rows) + 1, np.ptp(columns) + 1] == list(shape)
 
 
 def test_margin_position_and_canvas_do_not_matter() -> None:
