@@ -11,11 +11,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from train_speed import experiment, machine
 
 from mnist_lit import answers
@@ -61,13 +62,10 @@ def main() -> None:
             files = [Path(folder) / f"{index}.{suffix}" for index in range(options.num_images)]
             for index, file in enumerate(files):
                 image = Image.fromarray(digits[index % len(digits)])
-                image = (
-                    image if factor == 1 else Image.eval(image.resize((28 * factor,) * 2), lambda value: 255 - value)
-                )
+                if factor > 1:
+                    image = ImageOps.invert(image.resize((28 * factor, 28 * factor)))
                 image.save(file)
-            rounds = [
-                (seconds(lambda f=files: bare(f)), seconds(lambda f=files: ours(f))) for _ in range(options.repeats)
-            ]
+            rounds = [(seconds(partial(bare, files)), seconds(partial(ours, files))) for _ in range(options.repeats)]
             opened, predicted = (statistics.median(column) for column in zip(*rounds, strict=True))
             ratio = statistics.median(b / a for a, b in rounds)
             print(
