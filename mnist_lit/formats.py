@@ -5,14 +5,16 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mnist_lit.errors import UserError, in_one_line
+from mnist_lit.errors import UserError
 from mnist_lit.predictor import Predictor
 
 # How far a probability may be from torch's. Sums of a few hundred float32 products, added in another order, differ
@@ -24,10 +26,6 @@ IMAGES, PROBABILITIES, CLASS_NAMES = "images", "probabilities", "class_names"
 
 Network = Callable[[Tensor], Tensor]
 
-# They tell of every node that they leave out or leave in.
-for name in ("onnx_ir", "onnxscript"):
-    logging.getLogger(name).setLevel(logging.ERROR)
-
 
 @dataclass(frozen=True)
 class Format:
@@ -35,7 +33,7 @@ class Format:
 
     suffix: str
     needs: tuple[str, ...]
-    write: Callable[[Predictor, Path], None]
+    write: Callable[[Predictor, Path], object]
     read: Callable[[Path], Network]
 
 
@@ -45,7 +43,9 @@ def find_format(name: str) -> Format:
         raise UserError(f"format={name}: must be {' or '.join(FORMATS)}")
     missing = " ".join(module for module in FORMATS[name].needs if importlib.util.find_spec(module) is None)
     if missing:
-        raise UserError(f"format={name}: needs what is not installed here; pip install {missing}")
+        raise UserError(
+            f"format={name}: needs what is not installed here; pip install {missing}, or set format=torch_export"
+        )
     return FORMATS[name]
 
 
@@ -59,12 +59,11 @@ def write_checked(predictor: Predictor, path: Path, file_format: Format, digits:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         scratch = Path(folder) / path.name
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # meant for the exporters' own authors
+            with _silence():
                 file_format.write(predictor, scratch)
                 network = file_format.read(scratch)
         except Exception as error:  # whatever a user's network makes an exporter raise
-            raise UserError(f"model: cannot be written as {path.suffix}: {in_one_line(error)}") from error
+            raise UserError(f"model: cannot be written as {path.suffix}: {_first_line(error)}") from error
         difference = largest_difference(predictor, network, digits)
         if not difference <= TOLERANCE:  # a NaN, too
             raise UserError(
@@ -81,6 +80,26 @@ def largest_difference(predictor: Predictor, network: Network, digits: Tensor) -
     expected = predictor(digits)
     singly = torch.cat([network(digit) for digit in digits.split(1)])
     return max((found - expected).abs().max().item() for found in (singly, network(digits)))
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep back what exporters print, warn of and log: every node left out, and whole programs after an error."""
+    logging.disable()
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _first_line(error: BaseException) -> str:
+    """Return what went wrong at first, without the advice to exporters' authors that follows on more lines."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    first_line, _, _ = str(error).strip().partition("\n")
+    return f"{type(error).__name__}: {first_line}"
 
 
 def _write_onnx(predictor: Predictor, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mnist_lit.data.photo import prepare
+from mnist_lit.data.photo import Pixels, prepare
 from mnist_lit.errors import UserError, in_one_line
 from mnist_lit.predictor import Predictor
 
@@ -72,10 +73,9 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Tell of a bug in one line, and of a caller that hung up not at all."""
-        error = sys.exception()
-        if error is not None and not isinstance(error, ConnectionError):
-            print(f"error: {in_one_line(error)}", file=sys.stderr)
+        """Say nothing of a caller that hung up."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -86,30 +86,49 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:  # noqa: N802
         """Answer with the page or the names of the classes."""
-        try:
-            self._check_host()
-            if self.path == "/":
-                self._send(HTTPStatus.OK, "text/html; charset=utf-8", PAGE.read_bytes())
-            elif self.path == "/classes":
-                self._send_json(HTTPStatus.OK, {"class_names": self.server.predictor.class_names})
-            else:
-                raise RequestError(HTTPStatus.NOT_FOUND, f"{self.path}: there are /, /classes and /predict")
-        except RequestError as error:
-            self._send_json(error.status, {"error": str(error)})
+        self._answer(self._get)
 
     def do_POST(self) -> None:  # noqa: N802
         """Answer a drawing with its probabilities."""
+        self._answer(self._post)
+
+    def _answer(self, find: Callable[[], tuple[str, bytes]]) -> None:
+        """Send the content type and body that `find` returns, or the status and reason of its refusal."""
+        status = HTTPStatus.OK
         try:
-            body = self._read_body()
-            self._check_host()
-            if self.path != "/predict":
-                raise RequestError(HTTPStatus.NOT_FOUND, f"{self.path}: drawings go to /predict")
-            # Which a page of another site may not send without asking first.
-            if self.headers.get_content_type() != "application/json":
-                raise RequestError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Content-Type: must be application/json")
-            self._send_json(HTTPStatus.OK, answer(self.server.predictor, parse_image(body)))
+            content_type, body = find()
         except RequestError as error:
-            self._send_json(error.status, {"error": str(error)})
+            status = error.status
+            content_type, body = _json({"error": str(error)})
+        except (ConnectionError, TimeoutError):
+            raise
+        except Exception as error:
+            print(f"error: {in_one_line(error)}", file=sys.stderr)
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+            content_type, body = _json({"error": in_one_line(error)})
+        self.send_response(status)
+        for name, value in {**HEADERS, "Content-Type": content_type, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _get(self) -> tuple[str, bytes]:
+        self._check_host()
+        if self.path == "/":
+            return "text/html; charset=utf-8", PAGE.read_bytes()
+        if self.path == "/classes":
+            return _json({"class_names": self.server.predictor.class_names})
+        raise RequestError(HTTPStatus.NOT_FOUND, f"{self.path}: there are / and /classes, and /predict for drawings")
+
+    def _post(self) -> tuple[str, bytes]:
+        body = self._read_body()
+        self._check_host()
+        if self.path != "/predict":
+            raise RequestError(HTTPStatus.NOT_FOUND, f"{self.path}: drawings go to /predict")
+        # Which a page of another site may not send without asking first.
+        if self.headers.get_content_type() != "application/json":
+            raise RequestError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Content-Type: must be application/json")
+        return _json(predict(self.server.predictor, parse_image(body)))
 
     def _check_host(self) -> None:
         host = self.headers.get("Host", "")
@@ -132,21 +151,15 @@ class Handler(BaseHTTPRequestHandler):
             raise RequestError(HTTPStatus.BAD_REQUEST, f"the body ends after {len(body)} of {length} bytes")
         return body
 
-    def _send_json(self, status: HTTPStatus, content: dict[str, Any]) -> None:
-        self._send(status, "application/json", json.dumps(content).encode())
-
-    def _send(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
-        self.send_response(status)
-        for name, value in {**HEADERS, "Content-Type": content_type, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Keep the screen quiet: a drawing makes many requests."""
 
 
-def parse_image(body: bytes) -> "np.ndarray[tuple[int, int], np.dtype[np.uint8]]":
+def _json(content: dict[str, Any]) -> tuple[str, bytes]:
+    return "application/json", json.dumps(content).encode()
+
+
+def parse_image(body: bytes) -> Pixels:
     """Return the pixels uint8 [H, W] of a JSON body {"image": rows}; raises RequestError for anything else."""
     try:
         pixels = np.array(json.loads(body)["image"])
@@ -159,7 +172,7 @@ def parse_image(body: bytes) -> "np.ndarray[tuple[int, int], np.dtype[np.uint8]]
     return pixels.astype(np.uint8)
 
 
-def answer(predictor: Predictor, pixels: "np.ndarray[tuple[int, int], np.dtype[np.uint8]]") -> dict[str, Any]:
+def predict(predictor: Predictor, pixels: Pixels) -> dict[str, Any]:
     """Prepare a drawing uint8 [H, W] as MNIST's digits were, and return the picture and what the network says to it.
 
     Raises RequestError for a drawing that holds no digit, or several.
