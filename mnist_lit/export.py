@@ -39,9 +39,11 @@ def export(cfg: DictConfig) -> None:
     checkpoint = read_checkpoint(options["ckpt"])
     path = Path(options["output"] or _default_path(checkpoint.path).with_suffix(file_format.suffix))
     if path.suffix != file_format.suffix:
-        raise UserError(f"output={path}: must end in {file_format.suffix}, as a file of format={options['format']} does")
+        raise UserError(
+            f"output={path}: must end in {file_format.suffix}, as a file of format={options['format']} does"
+        )
     predictor = checkpoint.predictor(trusted=options["trusted"])
-    digits = _test_digits(checkpoint, options.get("data"), trusted=options["trusted"])
+    digits = _test_digits(checkpoint, options["data"], trusted=options["trusted"])
     difference = formats.write_checked(predictor, path, file_format, digits)
     rows = {
         "file": f"{os.path.relpath(path)} ({path.stat().st_size / 1e6:.1f} MB)",
@@ -57,22 +59,27 @@ def _default_path(checkpoint: Path) -> Path:
     return checkpoint.parent.parent / "model" if checkpoint.parent.name == "checkpoints" else checkpoint
 
 
-def _test_digits(checkpoint: "Checkpoint", named: dict[str, Any] | None, *, trusted: list[str]) -> "Tensor":
+def _test_digits(checkpoint: "Checkpoint", named: dict[str, Any], *, trusted: list[str]) -> "Tensor":
     """Return test images uint8 [N, 28, 28] of the data set that was named, else of the network's own."""
     from mnist_lit import build
 
-    if named is None:
-        # The checkpoint's root is where the files were on the machine that it was trained on.
-        root = OmegaConf.load(cli.CONF_DIR / "data" / "mnist.yaml").root
-        datamodule = build.restore_data(checkpoint.config, root=root, trusted=trusted)
-    else:
+    if "_target_" in named:
         datamodule = build.build_data(named)
+    else:
+        datamodule = build.restore_data(checkpoint.config["data"] | named, trusted=trusted)
     datamodule.prepare_data()
     datamodule.setup()
     return datamodule.test.images[:NUM_DIGITS]
 
 
-def _top_level(*, ckpt: str, format: str, output: str | None, data: dict[str, Any] | None, trusted: list[str]) -> None:  # noqa: A002
+def _top_level(
+    *,
+    ckpt: str,
+    data: dict[str, Any],
+    format: str,  # noqa: A002 (what users call it)
+    output: str | None,
+    trusted: list[str],
+) -> None:
     """Stand for the top level of the configuration: its keys and their types."""
 
 

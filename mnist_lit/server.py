@@ -84,11 +84,11 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
     timeout = STALL_SECONDS
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         """Answer with the page or the names of the classes."""
         self._answer(self._get)
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         """Answer a drawing with its probabilities."""
         self._answer(self._post)
 
@@ -133,7 +133,9 @@ class Handler(BaseHTTPRequestHandler):
     def _check_host(self) -> None:
         host = self.headers.get("Host", "")
         if host.rpartition(":")[0] not in HOSTS and host not in HOSTS:  # with or without a port
-            raise RequestError(HTTPStatus.FORBIDDEN, f"Host: must be {' or '.join(sorted(HOSTS))}, got {host or 'none'}")
+            raise RequestError(
+                HTTPStatus.FORBIDDEN, f"Host: must be {' or '.join(sorted(HOSTS))}, got {host or 'none'}"
+            )
 
     def _read_body(self) -> bytes:
         length = self.headers.get("Content-Length", "")

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Main, Trained
+from conftest import Main, Trained, compose_config
 from torch import Tensor
 
+from mnist_lit import cli, train
 from mnist_lit import server as serving
 from mnist_lit.checkpoint import load_model
 from mnist_lit.data.idx import read_idx
@@ -28,8 +29,13 @@ JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
-def predictor(trained: Trained) -> Predictor:
-    return load_model(trained.folder)
+def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    """A network that knows its digits: 9 of 10 in the sample's test set."""
+    cli.register_resolvers()
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    overrides = ["loss=cross_entropy", "optimizer.lr=0.1", "trainer.max_epochs=8"]
+    train.train(compose_config(folder, *overrides, "callbacks.pictures=null", "logger=none"))
+    return load_model(folder)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +161,9 @@ def test_oversized_drawing_is_refused(server: Server) -> None:
     assert status == 400  # not too large, but no JSON
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:80", "evil.example:127.0.0.1", "[::1]:80", ""])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example:80", "evil.example:127.0.0.1", "[::1]:80", ""]
+)
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_other_hosts_are_refused(method: str, host: str, server: Server) -> None:
     path = "/" if method == "GET" else "/predict"
@@ -215,7 +223,9 @@ def test_bug_is_told_in_one_line(
 
 
 def test_port_that_is_taken_or_none_is_named(server: Server, predictor: Predictor) -> None:
-    with pytest.raises(UserError, match=rf"^port={server.server_port}: Address already in use; name another, or port=0"):
+    with pytest.raises(
+        UserError, match=rf"^port={server.server_port}: Address already in use; name another, or port=0"
+    ):
         Server(predictor, port=server.server_port)
     for port in (-1, 65536):
         with pytest.raises(UserError, match=f"^port={port}: must be from 0"):
@@ -265,3 +275,127 @@ def test_help_fits_the_screen(main: Main) -> None:
     assert outcome.code == 0
     assert "port=8000" in outcome.out
     assert max(map(len, outcome.out.splitlines())) <= 105
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium on PATH: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Any, server: Server) -> Iterator[Any]:
+    """The page, as it shows once it has loaded; it must raise no error and ask nothing elsewhere."""
+    context = browser.new_context(has_touch=True)
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    mishaps: list[str] = []
+    page.on("pageerror", lambda error: mishaps.append(str(error)))
+    page.on("request", lambda request: request.url.startswith(server.url) or mishaps.append(request.url))
+    page.goto(server.url)
+    page.locator("li").nth(9).wait_for()
+    yield page
+    assert mishaps == ["data:,"][: len(mishaps)]  # the icon that there is none of
+    context.close()
+
+
+def move_along(page: Any, *points: tuple[float, float]) -> None:
+    """Draw a line with the mouse through points of the sheet, which is 1 wide and high."""
+    box = page.locator("#pad").bounding_box()
+    (x, y), *others = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+    page.mouse.move(x, y)
+    page.mouse.down()
+    for x, y in others:
+        page.mouse.move(x, y, steps=10)
+    page.mouse.up()
+
+
+def settled(page: Any) -> dict[str, Any]:
+    """Wait until the last stroke is answered; return what the page shows, as the server would say it."""
+    page.wait_for_function("() => !asking && document.querySelector('.best')")
+    shown: dict[str, Any] = page.evaluate(
+        """() => {
+          const pixels = find("seen").getContext("2d").getImageData(0, 0, 28, 28).data;
+          return {
+            image: Array.from({length: 28}, (_, y) => Array.from({length: 28}, (_, x) => pixels[4 * (28 * y + x)])),
+            percents: bars.map(({ percent }) => percent.textContent),
+            widths: bars.map(({ bar }) => bar.style.width),
+            best: document.querySelector(".best span").textContent,
+            verdict: verdict.textContent,
+            drawing: drawing(),
+          };
+        }"""
+    )
+    return shown
+
+
+def check_shown(shown: dict[str, Any], predictor: Predictor) -> None:
+    """The page shows the picture that was made of the drawing, and what the network says to that picture."""
+    image = prepare(np.array(shown["drawing"], dtype=np.uint8))
+    assert shown["image"] == image.tolist()
+    (probabilities,) = predictor(torch.from_numpy(image)[None])
+    assert shown["percents"] == [f"{100 * share:.1f} %" for share in probabilities.tolist()]
+    assert shown["widths"] == [f"{100 * share:.1f}".removesuffix(".0") + "%" for share in probabilities.tolist()]
+    assert shown["best"] == shown["verdict"] == str(int(probabilities.argmax()))
+
+
+def test_browser_answers_a_stroke(page: Any, predictor: Predictor) -> None:
+    move_along(page, (0.5, 0.2), (0.5, 0.8))
+    one = settled(page)
+    check_shown(one, predictor)
+    assert one["verdict"] == "1"
+    page.get_by_role("button", name="Clear").click()
+    assert page.locator(".best").count() == 0
+    assert page.locator("#detail").inner_text() == "Nothing drawn yet."
+    move_along(page, (0.3, 0.25), (0.7, 0.25), (0.5, 0.8))
+    seven = settled(page)
+    check_shown(seven, predictor)
+    assert seven["verdict"] == "7"
+
+
+def test_browser_answers_the_keyboard(page: Any, predictor: Predictor) -> None:
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "pad"
+    page.keyboard.press("ArrowDown")  # with the pen up
+    page.keyboard.press("Space")
+    for _ in range(14):
+        page.keyboard.press("ArrowDown")
+    shown = settled(page)
+    check_shown(shown, predictor)
+    assert shown["verdict"] == "1"
+    drawn = np.array(shown["drawing"])
+    assert drawn[:25].sum() == 0
+    assert drawn[40:100, 70].min() == 255
+    page.keyboard.press("Escape")
+    assert page.locator(".best").count() == 0
+
+
+def test_browser_answers_a_finger(page: Any, predictor: Predictor) -> None:
+    box = page.locator("#pad").bounding_box()
+    finger = page.context.new_cdp_session(page)
+    for share in (0.2, 0.4, 0.6, 0.8):
+        point = {"x": box["x"] + box["width"] / 2, "y": box["y"] + share * box["height"]}
+        kind = "touchStart" if share == 0.2 else "touchMove"
+        finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [point]})
+    finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    shown = settled(page)
+    check_shown(shown, predictor)
+    assert shown["verdict"] == "1"
+    assert page.evaluate("scrollY") == 0
+
+
+def test_browser_shows_why_there_is_no_answer(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pixels: object) -> None:
+        raise UserError("several digits")
+
+    monkeypatch.setattr(serving, "prepare", refuse)
+    move_along(page, (0.5, 0.2), (0.5, 0.8))
+    page.get_by_text("several digits").wait_for()
+    assert page.locator(".best").count() == 0

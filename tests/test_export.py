@@ -99,7 +99,11 @@ def test_default_is_onnx_in_the_run_folder_without_a_word_of_the_exporters(
 
 @pytest.mark.parametrize(
     ("checkpoint", "path"),
-    [("run/checkpoints/last.ckpt", "run/model"), ("checkpoints/best.ckpt", "model"), ("kept/mine.ckpt", "kept/mine.ckpt")],
+    [
+        ("run/checkpoints/last.ckpt", "run/model"),
+        ("checkpoints/best.ckpt", "model"),
+        ("kept/mine.ckpt", "kept/mine.ckpt"),
+    ],
 )
 def test_default_path_is_in_the_run_folder_or_beside_a_lone_checkpoint(checkpoint: str, path: str) -> None:
     assert export._default_path(Path(checkpoint)) == Path(path)
@@ -153,15 +157,20 @@ def test_failed_check_ends_with_2_and_one_line(
 
 
 def test_what_is_compared_on_is_the_checkpoints_data_or_another(
-    trained: Trained, main: Main, monkeypatch: pytest.MonkeyPatch
+    trained: Trained, digits: Tensor, main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    monkeypatch.setattr(formats, "write_checked", lambda *arguments: asked.append(arguments[3]) or 0.0)
+
+    def note(predictor: Predictor, path: Path, file_format: Format, digits: Tensor) -> float:
+        asked.append(digits)
+        return 0.0
+
+    monkeypatch.setattr(formats, "write_checked", note)
     monkeypatch.setattr(export, "NUM_DIGITS", 4)
     (Path.cwd() / "x.onnx").touch()
-    for arguments in ([], ["data=sample"]):
+    for arguments in ([], ["data=sample", "data.val_size=0"]):
         assert main(f"ckpt={trained.folder}", "output=x.onnx", *arguments, module="export").code == 0
-    assert [images.shape for images in asked] == [(4, 28, 28)] * 2
+    assert [images.tolist() for images in asked] == [digits[:4].tolist()] * 2
     outcome = main(f"ckpt={trained.folder}", "data=sample", "data.source_dir=nowhere", module="export")
     assert outcome.code == 2
     assert "nowhere/train-images-idx3-ubyte is missing" in outcome.err
@@ -186,7 +195,11 @@ def test_network_that_cannot_be_exported_is_refused(
     if name == "onnx":
         pytest.importorskip("onnxscript")
     predictor = Predictor(
-        model=Undecided(), mean=0.1, std=0.3, probabilities=lambda logits: logits.softmax(1), class_names=list("0123456789")
+        model=Undecided(),
+        mean=0.1,
+        std=0.3,
+        probabilities=lambda logits: logits.softmax(1),
+        class_names=list("0123456789"),
     )
     with pytest.raises(UserError, match=r"^model: cannot be written as ") as refused:
         write_checked(predictor, tmp_path / "x", FORMATS[name], digits)
