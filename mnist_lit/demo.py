@@ -18,10 +18,10 @@ def demo(cfg: DictConfig) -> None:
     try:
         with cli.fast_imports():
             from mnist_lit.build import check_keys
-            from mnist_lit.checkpoint import load_model
+            from mnist_lit.checkpoint import read_checkpoint
             from mnist_lit.server import Server
         options = check_keys(_top_level, cfg)
-        predictor = load_model(options["ckpt"], trusted=options["trusted"])
+        predictor = read_checkpoint(options["ckpt"]).predictor(trusted=options["trusted"])
         with Server(predictor, port=options["port"]) as server:
             print(f"draw at {server.url} until Ctrl-C", flush=True)
             server.serve_forever()

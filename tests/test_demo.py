@@ -16,15 +16,15 @@ import torch
 from conftest import Main, Trained, compose_config
 from torch import Tensor
 
-from mnist_lit import cli, train
+from mnist_lit import cli, load_model
 from mnist_lit import server as serving
-from mnist_lit.checkpoint import load_model
 from mnist_lit.data.idx import read_idx
 from mnist_lit.data.photo import prepare
 from mnist_lit.data.sources import SAMPLE_DIR, TEST_IMAGES
 from mnist_lit.errors import UserError
 from mnist_lit.predictor import Predictor
 from mnist_lit.server import MAX_BODY_BYTES, PAGE, Server
+from mnist_lit.train import train
 
 JSON = {"Content-Type": "application/json"}
 
@@ -35,7 +35,7 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     cli.register_resolvers()
     folder = tmp_path_factory.mktemp("trained") / "run"
     overrides = ["loss=cross_entropy", "optimizer.lr=0.1", "trainer.max_epochs=8"]
-    train.train(compose_config(folder, *overrides, "callbacks.pictures=null", "logger=none"))
+    train(compose_config(folder, *overrides, "callbacks.pictures=null", "logger=none"))
     return load_model(folder)
 
 

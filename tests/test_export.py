@@ -11,13 +11,13 @@ import torch
 from conftest import Command, Main, Trained, compose_config
 from torch import Tensor, nn
 
-from mnist_lit import cli, export, formats, train
-from mnist_lit.checkpoint import load_model
+from mnist_lit import cli, export, formats, load_model
 from mnist_lit.data.idx import read_idx
 from mnist_lit.data.sources import SAMPLE_DIR, TEST_IMAGES
 from mnist_lit.errors import UserError
 from mnist_lit.formats import FORMATS, Format, Network, write_checked
 from mnist_lit.predictor import Predictor
+from mnist_lit.train import train
 
 Opened = tuple[Network, dict[str, str]]
 
@@ -33,7 +33,7 @@ def runs(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     cli.register_resolvers()
     folder = tmp_path_factory.mktemp("cross_entropy") / "run"
     overrides = ["loss=cross_entropy", "model.dropout=0.5", "callbacks.pictures=null", "logger=none"]
-    train.train(compose_config(folder, *overrides))
+    train(compose_config(folder, *overrides))
     return {"one_hot_mse": trained.folder, "cross_entropy": folder}
 
 
