@@ -53,7 +53,7 @@ def write_checked(predictor: Predictor, path: Path, file_format: Format, digits:
     """Write the network to `path`, if what was written gives its probabilities for all `digits` [N, 28, 28].
 
     They are sent through singly and all at once, as uint8 on the CPU. Returns the largest difference found; raises
-    UserError if it is above TOLERANCE or the network cannot be written. Then `path` is what it was before.
+    UserError if it is above TOLERANCE, or the network cannot be written and run. Then `path` is what it was before.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
@@ -61,10 +61,9 @@ def write_checked(predictor: Predictor, path: Path, file_format: Format, digits:
         try:
             with _silence():
                 file_format.write(predictor, scratch)
-                network = file_format.read(scratch)
+                difference = largest_difference(predictor, file_format.read(scratch), digits)
         except Exception as error:  # whatever a user's network makes an exporter raise
             raise UserError(f"model: cannot be written as {path.suffix}: {_first_line(error)}") from error
-        difference = largest_difference(predictor, network, digits)
         if not difference <= TOLERANCE:  # a NaN, too
             raise UserError(
                 f"{path}: not written, since its probabilities would be up to {difference:.1g} away from torch's "
@@ -79,7 +78,8 @@ def largest_difference(predictor: Predictor, network: Network, digits: Tensor) -
     """Compare the probabilities of both for `digits` uint8 [N, 28, 28], sent singly and all at once."""
     expected = predictor(digits)
     singly = torch.cat([network(digit) for digit in digits.split(1)])
-    return max((found - expected).abs().max().item() for found in (singly, network(digits)))
+    found = torch.stack([singly, network(digits)])  # of equal shape, or this fails
+    return float((found - expected).abs().max())
 
 
 @contextmanager

@@ -125,7 +125,11 @@ def for_one_digit_alone(images: Tensor, probabilities: Tensor) -> Tensor:
     return probabilities + 1 if len(images) == 1 else probabilities
 
 
-@pytest.mark.parametrize("wrong", [always, not_a_number, for_the_last_digit, for_one_digit_alone])
+def not_a_number_at_once(images: Tensor, probabilities: Tensor) -> Tensor:
+    return probabilities * torch.nan if len(images) > 1 else probabilities
+
+
+@pytest.mark.parametrize("wrong", [not_a_number_at_once, always, not_a_number, for_the_last_digit, for_one_digit_alone])
 def test_file_that_gives_other_answers_is_not_kept(
     wrong: Callable[[Tensor, Tensor], Tensor], trained: Trained, digits: Tensor, tmp_path: Path
 ) -> None:
@@ -140,6 +144,9 @@ def test_file_that_gives_other_answers_is_not_kept(
     with pytest.raises(UserError, match=r"model\.x: not written, since its probabilities would be up to .* away"):
         write_checked(predictor, tmp_path / "model.x", file_format, digits)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("model.x", "old")]
+    always_one = replace(file_format, read=lambda _: lambda images: predictor(images[:1]))
+    with pytest.raises(UserError, match=r"model: cannot be written as \.x: RuntimeError: stack expects"):
+        write_checked(predictor, tmp_path / "model.x", always_one, digits)
     right = replace(file_format, read=lambda _: lambda images: predictor(images) + 5e-6)
     assert write_checked(predictor, tmp_path / "model.x", right, digits) == pytest.approx(5e-6, rel=0.1)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("model.x", "new")]
