@@ -108,6 +108,6 @@ def test_names_say_what_is_inside() -> None:
 )
 def test_import_waits_with_what_takes_seconds(module: str) -> None:
     slow = ("torch", "lightning", "torchvision", "torchmetrics", "matplotlib", "tensorboard", "numpy")
-    script = f"import sys, mnist_lit.{module}; print(*[name for name in {slow} if name in sys.modules])"
+    script = f"import sys, {module}; print(*[name for name in {slow} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == ""
