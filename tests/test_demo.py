@@ -19,7 +19,7 @@ from torch import Tensor
 from mnist_lit import cli, load_model
 from mnist_lit import server as serving
 from mnist_lit.data.idx import read_idx
-from mnist_lit.data.photo import prepare
+from mnist_lit.data.photo import Pixels, prepare
 from mnist_lit.data.sources import SAMPLE_DIR, TEST_IMAGES
 from mnist_lit.errors import UserError
 from mnist_lit.predictor import Predictor
@@ -380,6 +380,7 @@ def test_browser_answers_the_keyboard(page: Any, predictor: Predictor) -> None:
 
 
 def test_browser_answers_a_finger(page: Any, predictor: Predictor) -> None:
+    page.set_viewport_size({"width": 390, "height": 450})  # so low that a finger would scroll the page
     box = page.locator("#pad").bounding_box()
     finger = page.context.new_cdp_session(page)
     for share in (0.2, 0.4, 0.6, 0.8):
@@ -390,6 +391,7 @@ def test_browser_answers_a_finger(page: Any, predictor: Predictor) -> None:
     shown = settled(page)
     check_shown(shown, predictor)
     assert shown["verdict"] == "1"
+    assert np.array(shown["drawing"])[40:100, 70].min() == 255
     assert page.evaluate("scrollY") == 0
 
 
@@ -401,3 +403,19 @@ def test_browser_shows_why_there_is_no_answer(page: Any, monkeypatch: pytest.Mon
     move_along(page, (0.5, 0.2), (0.5, 0.8))
     page.get_by_text("several digits").wait_for()
     assert page.locator(".best").count() == 0
+
+
+def test_browser_drops_the_answer_to_what_was_cleared(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cleared = threading.Event()
+
+    def wait(pixels: Pixels) -> Pixels:
+        assert cleared.wait(60)
+        return prepare(pixels)
+
+    monkeypatch.setattr(serving, "prepare", wait)
+    move_along(page, (0.5, 0.2), (0.5, 0.8))
+    page.get_by_role("button", name="Clear").click()
+    cleared.set()
+    page.wait_for_function("() => !asking")
+    assert page.locator(".best").count() == 0
+    assert page.locator("#detail").inner_text() == "Nothing drawn yet."
