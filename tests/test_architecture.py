@@ -73,6 +73,9 @@ def test_nobody_imports_an_entry_point(module: str) -> None:
         ("sweep.notation", set()),
         ("sweep.comparison", set()),
         ("sweep.runs", {"mnist_lit.errors", "mnist_lit.result", "mnist_lit.sweep.notation"}),
+        ("predictor", set()),
+        ("formats", {"mnist_lit.errors", "mnist_lit.predictor"}),
+        ("server", {"mnist_lit.errors", "mnist_lit.predictor", "mnist_lit.data.photo"}),
     ],
 )
 def test_what_reads_alone_imports_little_of_ours(module: str, allowed: set[str]) -> None:
@@ -99,7 +102,10 @@ def test_names_say_what_is_inside() -> None:
     assert {part for module in MODULES for part in module.split(".")} & VAGUE == set()
 
 
-@pytest.mark.parametrize("module", ["mnist_lit.train", "mnist_lit.evaluate", "mnist_lit.predict", "mnist_lit.cli"])
+@pytest.mark.parametrize(
+    "module",
+    [f"mnist_lit.{name}" for name in ("train", "evaluate", "predict", "export", "demo", "cli")],
+)
 def test_import_waits_with_what_takes_seconds(module: str) -> None:
     slow = ("torch", "lightning", "torchvision", "torchmetrics", "matplotlib", "tensorboard", "numpy")
     script = f"import sys, {module}; print(*[name for name in {slow} if name in sys.modules])"
