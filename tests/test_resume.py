@@ -159,6 +159,17 @@ def test_cut_off_twice_a_run_still_ends_in_the_same_bits(whole: Path, tmp_path: 
     assert_same(folder, whole)
 
 
+def test_a_run_whose_folder_was_moved_knows_its_best_again(whole: Path, tmp_path: Path) -> None:
+    assert cut_off(tmp_path / "before", 33, signal.SIGINT) == 130
+    folder = (tmp_path / "before").rename(tmp_path / "after")
+    assert resume(folder) == 0
+    assert_same(folder, whole)
+    states = read_checkpoint(folder, "last")["callbacks"]
+    (state,) = (state for name, state in states.items() if state.get("monitor") == "val/acc")
+    assert state["best_model_path"] == str(folder / "checkpoints" / "best.ckpt")
+    assert list(state["best_k_models"]) == [state["best_model_path"]]
+
+
 def test_a_finished_run_goes_on_for_more_epochs(main: Main, tmp_path: Path) -> None:
     settings = [setting for setting in SETTINGS if "scheduler" not in setting]
     assert main(*settings, "trainer.max_epochs=3", "hydra.run.dir=whole").code == 0
