@@ -25,15 +25,16 @@ class Result:
     `history` is the run's curves (`train/loss`, `val/loss`, `val/acc`): lists of [step, value].
     `metrics` are those of the chosen checkpoint (`val/*`) and of the official test images (`test/*`).
     `fit_seconds` is the wall time of training with its validation, checkpoints and logging;
-    `images_per_second` is training images over it. `best_epoch` counts from 0, as Lightning does.
+    `images_per_second` is training images over it. `best_epoch` counts from 0, as Lightning does. A run that
+    failed before it was built has neither `device` nor `num_parameters`.
     """
 
     status: Status
     config_hash: str
     overrides: Sequence[str]
     seed: int
-    device: str
-    num_parameters: int
+    device: str | None = None
+    num_parameters: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     best_epoch: int | None = None
     fit_seconds: float | None = None

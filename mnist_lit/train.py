@@ -96,17 +96,33 @@ def _train_as_job(cfg: DictConfig) -> float:
         known = next((job for job in ledger.read_jobs(folder) if job.name == run_dir.name), None)
         result = ledger.read_result(run_dir)
         if known is None or not ledger.is_done(result, known.config_hash):
+            run = None
             try:
                 with cli.only_in_the_log_file():  # the screen has one line a job
-                    _execute(_build(cfg), cfg, resume=True)
+                    run = _build(cfg)
+                    _execute(run, cfg, resume=True)
             except Exception as error:
                 cli.tell(error)
+                if run is None:
+                    _record_unbuilt(cfg, known, error)
                 if cfg.sweep.on_error == "stop":
                     (folder / ledger.STOP).touch()
             print(ledger.progress_line(folder, run_dir.name), flush=True)
             result = ledger.read_result(run_dir)
     value = (result or {}).get("metrics", {}).get("val/acc")
     return math.nan if value is None else value
+
+
+def _record_unbuilt(cfg: DictConfig, known: ledger.Job | None, error: Exception) -> None:
+    """Leave the `result.json` of a job that failed before there was a run to write it."""
+    result = Result(
+        status="failed",
+        config_hash=known.config_hash if known else "",
+        overrides=HydraConfig.get().overrides.task,
+        seed=cfg.seed,
+        error=cli.describe(error),
+    )
+    result.write(Path(cfg.run_dir))
 
 
 def _build(cfg: DictConfig) -> "Run":
