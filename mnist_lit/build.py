@@ -68,6 +68,20 @@ def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
     return Run(config=config, overrides=overrides, datamodule=datamodule, module=module, trainer=trainer, timer=timer)
 
 
+def build_job(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
+    """Build one job of a multirun.
+
+    Raises UserError as `build` does, and for more than one device.
+    """
+    run = build(cfg, overrides)
+    if run.trainer.world_size > 1:
+        raise UserError(
+            f"trainer.devices={run.trainer.num_devices}: a multirun trains on one device per job, since each further "
+            "process would start the whole sweep again; set trainer.devices=1, or run the jobs singly"
+        )
+    return run
+
+
 def preflight(cfg: DictConfig) -> tuple[dict[str, Any], MNISTDataModule, Classifier]:
     """Check the configuration, and build from it what shows whether its values are in range.
 

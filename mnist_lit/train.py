@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_lit import cli
 from mnist_lit.errors import UserError
-from mnist_lit.result import Result
+from mnist_lit.result import Result, config_hash
 from mnist_lit.sweep import ledger
 
 if TYPE_CHECKING:
@@ -86,16 +86,16 @@ def _as_it_was(cfg: DictConfig) -> DictConfig:
 def _train_as_job(cfg: DictConfig) -> float:
     """Train one job of a multirun, unless it is done, or taken by another process; never raise its errors.
 
-    A job that was cut off goes on from its last checkpoint. Returns `val/acc`, or NaN for a job that has
-    none: diverged, failed, taken.
+    A job that was cut off goes on from its last checkpoint. Returns what a search maximises: `val/acc`, 0 for
+    a job that diverged or failed, NaN for one that has no `val/acc` for another reason.
     """
     run_dir, folder = Path(cfg.run_dir), Path(cfg.run_dir).parent
     with ledger.claimed(run_dir) as is_ours:
         if not is_ours or (folder / ledger.STOP).exists():
             return math.nan
-        known = next((job for job in ledger.read_jobs(folder) if job.name == run_dir.name), None)
+        job = next((job for job in ledger.read_jobs(folder) if job.name == run_dir.name), None) or _enter(cfg)
         result = ledger.read_result(run_dir)
-        if known is None or not ledger.is_done(result, known.config_hash):
+        if not ledger.is_done(result, job.config_hash):
             run = None
             try:
                 with cli.only_in_the_log_file():  # the screen has one line a job
@@ -104,21 +104,35 @@ def _train_as_job(cfg: DictConfig) -> float:
             except Exception as error:
                 cli.tell(error)
                 if run is None:
-                    _record_unbuilt(cfg, known, error)
+                    _record_unbuilt(cfg, job, error)
                 if cfg.sweep.on_error == "stop":
                     (folder / ledger.STOP).touch()
             print(ledger.progress_line(folder, run_dir.name), flush=True)
             result = ledger.read_result(run_dir)
-    value = (result or {}).get("metrics", {}).get("val/acc")
+    if result is None:
+        return math.nan
+    if result["status"] in ("diverged", "failed"):
+        return 0.0
+    value = result["metrics"].get("val/acc")
     return math.nan if value is None else value
 
 
-def _record_unbuilt(cfg: DictConfig, known: ledger.Job | None, error: Exception) -> None:
+def _enter(cfg: DictConfig) -> ledger.Job:
+    """Enter a job of a search, which decides on its jobs as it goes, into the ledger."""
+    with cli.fast_imports():
+        from mnist_lit.build import resolve
+    run_dir = Path(cfg.run_dir)
+    job = ledger.Job(run_dir.name, list(HydraConfig.get().overrides.task), config_hash(resolve(cfg)))
+    ledger.enter(run_dir.parent, [job])
+    return job
+
+
+def _record_unbuilt(cfg: DictConfig, job: ledger.Job, error: Exception) -> None:
     """Leave the `result.json` of a job that failed before there was a run to write it."""
     result = Result(
         status="failed",
-        config_hash=known.config_hash if known else "",
-        overrides=HydraConfig.get().overrides.task,
+        config_hash=job.config_hash,
+        overrides=list(HydraConfig.get().overrides.task),
         seed=cfg.seed,
         error=cli.describe(error),
     )
@@ -127,15 +141,11 @@ def _record_unbuilt(cfg: DictConfig, known: ledger.Job | None, error: Exception)
 
 def _build(cfg: DictConfig) -> "Run":
     with cli.fast_imports():
-        from mnist_lit.build import build
-    hydra = HydraConfig.get() if HydraConfig.initialized() else None
-    run = build(cfg, overrides=hydra.overrides.task if hydra else [])
-    if run.trainer.world_size > 1 and hydra is not None and hydra.mode == RunMode.MULTIRUN:
-        raise UserError(
-            f"trainer.devices={run.trainer.num_devices}: a multirun trains on one device per job, since each further "
-            "process would start the whole sweep again; set trainer.devices=1, or run the jobs singly"
-        )
-    return run
+        from mnist_lit.build import build, build_job
+    if not HydraConfig.initialized():
+        return build(cfg)
+    hydra = HydraConfig.get()
+    return (build_job if hydra.mode == RunMode.MULTIRUN else build)(cfg, hydra.overrides.task)
 
 
 def _execute(run: "Run", cfg: DictConfig, *, resume: bool = False) -> Result:

@@ -4,9 +4,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -18,7 +19,15 @@ from mnist_lit import cli
 from mnist_lit.errors import UserError
 from mnist_lit.result import config_hash, flatten
 from mnist_lit.sweep import ledger
+from mnist_lit.sweep.composition import JobLoader
 from mnist_lit.sweep.identity import job_name
+
+if TYPE_CHECKING:
+    from mnist_lit.data import MNISTDataModule
+    from mnist_lit.data.sources import Source
+
+# Compared by name, so that Hydra alone decides when plugins are imported.
+GRID_SWEEPER = "hydra_plugins.mnist_lit_sweeper.GridSweeper"
 
 
 class SweepCallback(Callback):
@@ -58,31 +67,42 @@ class SweepCallback(Callback):
     def _prepare(self, config: DictConfig) -> None:
         if config.resume is not None:
             raise UserError(f"resume={config.resume}: a multirun goes on by itself; give its own command again")
-        loader = GlobalHydra.instance().config_loader()
-        arguments: list[str] = OmegaConf.to_container(config.hydra.overrides.task)  # type: ignore[assignment]
-        overrides = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        # Hydra gives it to the sweeper and the launcher.
+        loader = hydra.config_loader = JobLoader(hydra.config_loader)
+        overrides = all_overrides(loader, config)
         keys = [key_of(override) for override in overrides if override.is_sweep_override()]
         # The jobs' configurations are composed anew from these lists, wherever they run.
         told = f"sweep.keys=[{','.join(keys)}]"
         with read_write(config), open_dict(config):
             config.sweep.keys = keys
             config.hydra.overrides.task.append(told)
-        if config.hydra.sweeper._target_ != f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}":
+        if config.hydra.sweeper._target_ != GRID_SWEEPER:
             return  # a search decides on its jobs as it goes
         if not all(override.is_discrete_sweep() for override in overrides if override.is_sweep_override()):
             raise UserError("the basic sweeper takes lists and ranges only; for interval() choose hydra/sweeper=optuna")
         folder = Path(config.hydra.sweep.dir)
-        jobs = []
-        for job_overrides in BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]:
-            job_config = loader.load_sweep_config(config, [*job_overrides, told])
-            jobs.append(check_job(job_config, keys, job_overrides, folder))
+        grid = BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]
+        check = Preflight(folder, keys)
+        jobs = [check.job(loader.load_sweep_config(config, [*job, told]), job) for job in grid]
         names = [job.name for job in jobs]
         if duplicates := {name for name in names if names.count(name) > 1}:
             raise UserError(f"{len(names) - len(set(names))} jobs are there twice, such as {min(duplicates)}")
         if config.sweep.dry_run:
             print(describe_jobs(folder, jobs))
             sys.exit(0)
+        check.data()
         ledger.register(folder, keys, unswept_settings(config, keys), jobs)
+
+
+def all_overrides(loader: ConfigLoader, config: DictConfig) -> list[Override]:
+    """Return what `hydra.sweeper.params` and the command line change; of a key's several, the last counts."""
+    params: dict[str, Any] = OmegaConf.to_container(config.hydra.sweeper)["params"] or {}  # type: ignore[call-overload,index]
+    arguments: list[str] = OmegaConf.to_container(config.hydra.overrides.task)  # type: ignore[assignment]
+    lines = [*(f"{key}={value}" for key, value in params.items()), *arguments]
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(lines)
+    return list({override.get_key_element(): override for override in parsed}.values())
 
 
 def key_of(override: Override) -> str:
@@ -103,24 +123,44 @@ def unswept_settings(config: DictConfig, keys: list[str]) -> dict[str, Any]:
     }
 
 
-def check_job(config: DictConfig, keys: list[str], overrides: list[str], folder: Path) -> ledger.Job:
-    """Check the configuration of one job unless it is done already, and return its place in the ledger.
+class Preflight:
+    """Checks the jobs of the sweep over `keys` in `folder`, building one of those that differ in the seed only."""
 
-    Raises UserError for a configuration that cannot work, naming the job.
-    """
-    from mnist_lit import build
+    def __init__(self, folder: Path, keys: list[str]) -> None:
+        self.folder = folder
+        self.keys = keys
+        self.built: set[str] = set()
+        self.sources: dict[Source, MNISTDataModule] = {}
 
-    name = job_name(keys, overrides)
-    with _as_the_running_job(config, folder / name):
-        cfg = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        resolved = build.resolve(cfg)
-        job = ledger.Job(name=name, overrides=overrides, config_hash=config_hash(resolved))
-        if not ledger.is_done(ledger.read_result(folder / name), job.config_hash):
+    def job(self, config: DictConfig, overrides: list[str]) -> ledger.Job:
+        """Check the configuration of one job unless it is done already, and return its place in the ledger.
+
+        Raises UserError for a configuration that cannot work, naming the job.
+        """
+        from mnist_lit import build
+
+        name = job_name(self.keys, overrides)
+        with _as_the_running_job(config, self.folder / name):
+            cfg = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+            resolved = build.resolve(cfg)
+            job = ledger.Job(name=name, overrides=overrides, config_hash=config_hash(resolved))
+            if ledger.is_done(ledger.read_result(self.folder / name), job.config_hash):
+                return job
             try:
-                build.preflight(cfg)
+                if (but_for_the_seed := config_hash(resolved | {"seed": None})) in self.built:
+                    build.check(cfg)
+                else:
+                    datamodule = build.build_job(cfg).datamodule
+                    self.built.add(but_for_the_seed)
+                    self.sources[datamodule.source] = datamodule
             except UserError as error:
                 raise UserError(f"{error} (job {name})") from error
-    return job
+        return job
+
+    def data(self) -> None:
+        """Fetch what the jobs need, once; raises UserError if it cannot be had."""
+        for datamodule in self.sources.values():
+            datamodule.prepare_data()
 
 
 def describe_jobs(folder: Path, jobs: list[ledger.Job]) -> str:

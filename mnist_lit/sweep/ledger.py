@@ -59,14 +59,32 @@ def register(folder: Path, keys: Sequence[str], settings: Mapping[str, Any], job
             )
         if difference:
             raise UserError(f"sweep.name={folder.name}: the runs in {folder} {difference}; choose another sweep.name")
-        entered = {job["name"]: job for job in ledger["jobs"]} | {job.name: asdict(job) for job in jobs}
-        write_atomically(folder / LEDGER, json.dumps(ledger | {"jobs": list(entered.values())}, indent=1) + "\n")
+        _write(folder, ledger, jobs)
+
+
+def enter(folder: Path, jobs: Sequence[Job]) -> None:
+    """Enter jobs into a ledger that `register` began."""
+    with filelock.FileLock(folder / ".lock"):
+        ledger = _read(folder)
+        assert ledger is not None
+        _write(folder, ledger, jobs)
+
+
+def _write(folder: Path, ledger: Mapping[str, Any], jobs: Sequence[Job]) -> None:
+    entered = {job["name"]: job for job in ledger["jobs"]} | {job.name: asdict(job) for job in jobs}
+    write_atomically(folder / LEDGER, json.dumps({**ledger, "jobs": list(entered.values())}, indent=1) + "\n")
 
 
 def read_jobs(folder: Path) -> list[Job]:
     """Return the jobs that were entered into a sweep's ledger, in order."""
     ledger = _read(folder)
     return [Job(**job) for job in ledger["jobs"]] if ledger else []
+
+
+def names_done(folder: Path) -> set[str]:
+    """Return the names of a sweep's jobs that are done."""
+    jobs = read_jobs(folder)
+    return {job.name for job in jobs if is_done(read_result(folder / job.name), job.config_hash)}
 
 
 def _read(folder: Path) -> dict[str, Any] | None:

@@ -4,14 +4,17 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import DictConfig
 
+from mnist_lit import build
 from mnist_lit.data import sources
+from mnist_lit.run import Run
 from mnist_lit.train import main
 
 QUICK = ("-m", "data=sample", "trainer.max_epochs=2", "callbacks.pictures.num_images=4")
@@ -203,3 +206,37 @@ def test_two_copies_at_once_share_the_jobs(sweep: Sweep) -> None:
     assert_same_sweep("outputs/sweeps/alone", "outputs/sweeps/shared")
     for run_dir in Path("outputs/sweeps/shared").glob("lr*"):
         assert len(list(run_dir.glob("events.out.tfevents.*"))) == 1
+
+
+def test_a_trainer_that_cannot_be_built_is_refused_before_the_first_job(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep("trainer.strategy=auto,nonsense") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: trainer: You selected an invalid strategy name: `strategy='nonsense'`")
+    assert error.endswith("(job strategy=nonsense)\n")
+    assert error.count("\n") == 1
+    assert not results("outputs/sweeps/strategy")
+    assert sweep("trainer.devices=1,2", "trainer.accelerator=cpu") == 2
+    assert "a multirun trains on one device per job" in capsys.readouterr().err
+
+
+def test_a_job_that_fails_while_it_is_built_is_recorded(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job_built = build.build_job
+
+    def build_but_one(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
+        if overrides and cfg.seed == 1:  # preflight gives none
+            raise RuntimeError("out of memory")
+        return job_built(cfg, overrides)
+
+    monkeypatch.setattr(build, "build_job", build_but_one)
+    assert sweep("seed=0,1,2", "sweep.name=s") == 1
+    found = results("outputs/sweeps/s")
+    assert [found[f"seed={seed}"]["status"] for seed in range(3)] == ["finished", "failed", "finished"]
+    assert found["seed=1"]["error"] == "RuntimeError: out of memory"
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1] == "failed: seed=1: RuntimeError: out of memory"
+    assert "2/3  seed=1  failed" in captured.out
+    assert "2 finished, 1 failed" in captured.out
