@@ -5,6 +5,7 @@ plain arguments.
 """
 
 import difflib
+import functools
 import inspect
 import logging
 import math
@@ -289,13 +290,7 @@ def _locate(key: str, target: str) -> Callable[..., Any]:
 
 def _check_arguments(key: str, target: Callable[..., Any], node: dict[str, Any]) -> None:
     """Compare a node's keys and values with the signature of what it configures."""
-    signature = inspect.signature(target)
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
-    names = [name for name, p in signature.parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    try:
-        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except Exception:  # hints that only a type checker can read
-        hints = {}
+    names, takes_any, hints = _arguments_of(target)
     for name, value in node.items():
         if name in ("_target_", "_partial_", "_convert_", "_recursive_"):
             continue
@@ -307,6 +302,19 @@ def _check_arguments(key: str, target: Callable[..., Any], node: dict[str, Any])
         is_built_first = isinstance(value, dict) and "_target_" in value
         if name in hints and not is_built_first and not _is_a(value, hints[name]):
             raise UserError(f"{dotted}={value}: must be {_in_words(hints[name])}")
+
+
+@functools.cache  # the hints of lightning.Trainer take as long to read as all else here
+def _arguments_of(target: Callable[..., Any]) -> tuple[list[str], bool, dict[str, Any]]:
+    """Return the names of what can be given by keyword, whether any other can too, and the type hints."""
+    signature = inspect.signature(target)
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
+    names = [name for name, p in signature.parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    try:
+        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except Exception:  # hints that only a type checker can read
+        hints = {}
+    return names, takes_any, hints
 
 
 def _is_a(value: Any, hint: Any) -> bool:

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -167,6 +169,7 @@ def register_resolvers() -> None:
     """Make the `${mnist_lit.NAME:...}` of the configuration files known to OmegaConf."""
     OmegaConf.register_new_resolver("mnist_lit.job_name", job_name, replace=True)
     OmegaConf.register_new_resolver("mnist_lit.sweep_name", sweep_name, replace=True)
+    OmegaConf.register_new_resolver("mnist_lit.in_multirun", in_multirun, replace=True)
     OmegaConf.register_new_resolver("mnist_lit.run_dir", run_dir, use_cache=True, replace=True)
 
 
@@ -180,6 +183,12 @@ def run_dir(resume: str | None, parent: str) -> str:
     if not (Path(resume) / CONFIG).is_file():
         raise UserError(f"resume={resume}: holds no run; name the folder of one, such as outputs/train/DATE/TIME")
     return resume
+
+
+def in_multirun(value: Any, otherwise: Any) -> Any:
+    """Return `value` in a job of a multirun, `otherwise` in a single run."""
+    is_job = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    return value if is_job else otherwise
 
 
 def new_folder(parent: str) -> str:

@@ -3,7 +3,7 @@
 import warnings
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -22,6 +22,9 @@ class TensorBoard(TensorBoardLogger):
     TensorBoard finds out over all runs it shows, and each row has the latest value of every scalar: a run
     that is killed has its row too.
     """
+
+    # The last network's: tracing takes longer than all else here, and most jobs of a sweep share one.
+    graphs: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, *, save_dir: str, hparams: Sequence[str]) -> None:
         super().__init__(save_dir, name="", version="", default_hp_metric=False)
@@ -61,11 +64,17 @@ class TensorBoard(TensorBoardLogger):
         if "purge_step" in self._kwargs:
             return
         assert isinstance(model, Classifier)
-        images = torch.zeros(1, 28, 28).to(next(model.parameters()))
-        with warnings.catch_warnings(), torch.no_grad():
-            # TensorBoard's graphs need torch.jit.trace, which torch deprecates: nothing a user can mend.
-            warnings.simplefilter("ignore")
-            self.experiment.add_graph(model.model, images)
+        from torch.utils.tensorboard._pytorch_graph import graph
+
+        shape = repr(model.model)
+        if shape not in self.graphs:
+            images = torch.zeros(1, 28, 28).to(next(model.parameters()))
+            with warnings.catch_warnings(), torch.no_grad():
+                # TensorBoard's graphs need torch.jit.trace, which torch deprecates: nothing a user can mend.
+                warnings.simplefilter("ignore")
+                self.graphs.clear()
+                self.graphs[shape] = graph(model.model, images)
+        self.experiment._get_file_writer().add_graph(self.graphs[shape])
         self.experiment.flush()
 
     @rank_zero_only

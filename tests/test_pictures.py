@@ -124,4 +124,14 @@ def test_wrong_predictions_are_red(train_run: Train) -> None:
 
 def test_no_images_at_all_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^num_images must be at least 1, got 0$"):
-        Pictures(num_images=0)
+        Pictures(draw=["samples"], num_images=0)
+
+
+def test_an_unknown_picture_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^draw must name some of samples, .*, got heatmap$"):
+        Pictures(draw=["samples", "heatmap"], num_images=1)
+
+
+def test_only_the_pictures_asked_for_are_drawn(train_run: Train) -> None:
+    run = train_run("callbacks.pictures.draw=[predictions,loss_curve]", "trainer.max_epochs=1", full=True)
+    assert sorted(path.name for path in (run.folder / "figures").iterdir()) == ["loss_curve.png", "predictions.png"]

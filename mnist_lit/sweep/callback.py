@@ -98,7 +98,7 @@ class SweepCallback(Callback):
 
 def all_overrides(loader: ConfigLoader, config: DictConfig) -> list[Override]:
     """Return what `hydra.sweeper.params` and the command line change; of a key's several, the last counts."""
-    params: dict[str, Any] = OmegaConf.to_container(config.hydra.sweeper)["params"] or {}  # type: ignore[call-overload,index]
+    params = config.hydra.sweeper.get("params") or {}
     arguments: list[str] = OmegaConf.to_container(config.hydra.overrides.task)  # type: ignore[assignment]
     lines = [*(f"{key}={value}" for key, value in params.items()), *arguments]
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(lines)

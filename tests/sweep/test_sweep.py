@@ -84,6 +84,7 @@ def test_every_combination_is_a_run_in_a_legible_folder(sweep: Sweep, capsys: py
     assert sources.load.cache_info().misses == 1
     for run_dir in Path("outputs/sweeps/lr,seed").glob("lr*"):
         assert len(list(run_dir.glob("events.out.tfevents.*"))) == 1
+        assert [path.name for path in (run_dir / "figures").iterdir()] == ["loss_curve.png"]
     lines = [line for line in capsys.readouterr().out.splitlines() if "/4  " in line]
     assert [line.split("  ")[:2] for line in lines] == [
         ["1/4", "lr=0.1,seed=0"],
