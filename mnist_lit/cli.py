@@ -38,6 +38,9 @@ defaults:
 
 """
 
+# Of pyproject.toml: plugins for Hydra.
+EXTRAS = ("joblib", "optuna", "ray", "submitit")
+
 # Goes to the run folder's log only (conf/hydra/default.yaml).
 file_log = logging.getLogger("mnist_lit.file_only")
 
@@ -219,6 +222,8 @@ def describe(error: BaseException) -> str:
         return f"{cause.full_key} is not a key: there are {', '.join(known)}"
     if isinstance(error, MissingConfigException) and "/" in str(error.missing_cfg_file):
         group, _, option = str(error.missing_cfg_file).rpartition("/")
+        if group in ("hydra/sweeper", "hydra/launcher") and (extra := option.split("_")[0]) in EXTRAS:
+            return f"{group}={option}: not installed; pip install 'mnist-lit[{extra}]'"
         # Hydra gives no options for a group that takes a list.
         options = error.options or sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
         return f"{group}={option}: no such option, there are {', '.join(options)}"

@@ -28,7 +28,7 @@ def main() -> None:
     cli.run(train, config_name="train", paths=["resume"])
 
 
-def train(cfg: DictConfig) -> float:
+def train(cfg: DictConfig) -> float | None:
     """Fit, test with the best checkpoint, and leave everything in `cfg.run_dir`; return `val/acc` (or NaN).
 
     A job of a multirun goes through `_train_as_job`. A single run raises UserError for what the user can
@@ -83,16 +83,17 @@ def _as_it_was(cfg: DictConfig) -> DictConfig:
     return saved
 
 
-def _train_as_job(cfg: DictConfig) -> float:
+def _train_as_job(cfg: DictConfig) -> float | None:
     """Train one job of a multirun, unless it is done, or taken by another process; never raise its errors.
 
     A job that was cut off goes on from its last checkpoint. Returns what a search maximises: `val/acc`, 0 for
-    a job that diverged or failed, NaN for one that has no `val/acc` for another reason.
+    a job that diverged or failed, None (a trial without a value) for one that another process has, or that is
+    left out.
     """
     run_dir, folder = Path(cfg.run_dir), Path(cfg.run_dir).parent
     with ledger.claimed(run_dir) as is_ours:
         if not is_ours or (folder / ledger.STOP).exists():
-            return math.nan
+            return None
         job = next((job for job in ledger.read_jobs(folder) if job.name == run_dir.name), None) or _enter(cfg)
         result = ledger.read_result(run_dir)
         if not ledger.is_done(result, job.config_hash):
@@ -109,12 +110,10 @@ def _train_as_job(cfg: DictConfig) -> float:
                     (folder / ledger.STOP).touch()
             print(ledger.progress_line(folder, run_dir.name), flush=True)
             result = ledger.read_result(run_dir)
-    if result is None:
-        return math.nan
-    if result["status"] in ("diverged", "failed"):
+    if result is None or result["status"] in ("diverged", "failed"):
         return 0.0
-    value = result["metrics"].get("val/acc")
-    return math.nan if value is None else value
+    value: float | None = result["metrics"].get("val/acc")
+    return value
 
 
 def _enter(cfg: DictConfig) -> ledger.Job:

@@ -43,7 +43,7 @@ class Trained:
 
     folder: Path
     config: DictConfig
-    score: float
+    score: float | None
 
     @cached_property
     def result(self) -> dict[str, Any]:

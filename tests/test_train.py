@@ -183,6 +183,7 @@ def test_no_test_leaves_the_test_images_alone(train_run: Train) -> None:
 
 def test_without_validation_the_last_weights_are_tested(train_run: Train) -> None:
     run = train_run("data.val_size=0", "callbacks.checkpoint.monitor=null", "trainer.max_epochs=2")
+    assert run.score is not None
     assert math.isnan(run.score)
     assert run.last["global_step"] == 2 * 2000 / 100
     assert run.best["global_step"] == run.last["global_step"]

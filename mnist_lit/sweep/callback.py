@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import filelock
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
@@ -35,6 +36,12 @@ class SweepCallback(Callback):
 
     Hydra swallows what a callback raises, except SystemExit: errors are told here, and end the process.
     """
+
+    def __init__(self) -> None:
+        self.alone: filelock.FileLock | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"alone": None}  # jobs in other processes have a copy of this, without its locks
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Compose and check all jobs of a grid; with `sweep.dry_run`, list them and exit."""
@@ -78,10 +85,16 @@ class SweepCallback(Callback):
         with read_write(config), open_dict(config):
             config.sweep.keys = keys
             config.hydra.overrides.task.append(told)
-        if config.hydra.sweeper._target_ != GRID_SWEEPER:
-            return  # a search decides on its jobs as it goes
+        if config.hydra.sweeper._target_ == GRID_SWEEPER:
+            self._prepare_grid(config, loader, overrides, keys, told)
+        else:
+            self._prepare_search(config, loader, overrides, keys, told)
+
+    def _prepare_grid(
+        self, config: DictConfig, loader: JobLoader, overrides: list[Override], keys: list[str], told: str
+    ) -> None:
         if not all(override.is_discrete_sweep() for override in overrides if override.is_sweep_override()):
-            raise UserError("the basic sweeper takes lists and ranges only; for interval() choose hydra/sweeper=optuna")
+            raise UserError("a grid takes lists and ranges only; for interval() choose sweep=tpe")
         folder = Path(config.hydra.sweep.dir)
         grid = BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]
         check = Preflight(folder, keys)
@@ -94,6 +107,33 @@ class SweepCallback(Callback):
             sys.exit(0)
         check.data()
         ledger.register(folder, keys, unswept_settings(config, keys), jobs)
+
+    def _prepare_search(
+        self, config: DictConfig, loader: JobLoader, overrides: list[Override], keys: list[str], told: str
+    ) -> None:
+        """Check what its jobs have in common; they are entered into the ledger as they start."""
+        folder = Path(config.hydra.sweep.dir)
+        sweeper = config.hydra.sweeper
+        fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
+        check = Preflight(folder, [])
+        check.job(loader.load_sweep_config(config, [*fixed, told]), fixed)
+        if config.sweep.dry_run:
+            print(f"a search over {', '.join(keys)}, {sweeper.get('n_trials')} trials in {folder}")
+            sys.exit(0)
+        check.data()
+        ledger.register(folder, keys, unswept_settings(config, keys), [])
+        self.alone = filelock.FileLock(folder / ".search.lock", timeout=0)
+        try:
+            self.alone.acquire()
+        except filelock.Timeout:
+            raise UserError(f"{folder}: another process searches there; wait for it, or choose a sweep.name") from None
+        if sweeper.get("storage") and sweeper.get("study_name"):
+            from mnist_lit.sweep.search import take_up
+
+            num_complete, num_begun = take_up(sweeper.storage, sweeper.study_name)
+            sweeper.n_trials = max(sweeper.n_trials - num_complete, 0)
+            if sweeper.sampler.get("seed") is not None:
+                sweeper.sampler.seed += num_begun  # or it would draw the first trials again
 
 
 def all_overrides(loader: ConfigLoader, config: DictConfig) -> list[Override]:
@@ -154,7 +194,7 @@ class Preflight:
                     self.built.add(but_for_the_seed)
                     self.sources[datamodule.source] = datamodule
             except UserError as error:
-                raise UserError(f"{error} (job {name})") from error
+                raise UserError(f"{error} (job {name})" if self.keys else str(error)) from error
         return job
 
     def data(self) -> None:
