@@ -108,7 +108,8 @@ def _train_as_job(cfg: DictConfig) -> float | None:
                     _record_unbuilt(cfg, job, error)
                 if cfg.sweep.on_error == "stop":
                     (folder / ledger.STOP).touch()
-            print(ledger.progress_line(folder, run_dir.name), flush=True)
+            if HydraConfig.get().launcher._target_.endswith("BasicLauncher"):  # the screen is not a worker's
+                print(ledger.progress_line(folder, run_dir.name), flush=True)
             result = ledger.read_result(run_dir)
     if result is None or result["status"] in ("diverged", "failed"):
         return 0.0

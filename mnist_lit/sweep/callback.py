@@ -22,12 +22,14 @@ from mnist_lit.result import config_hash, flatten
 from mnist_lit.sweep import ledger
 from mnist_lit.sweep.composition import JobLoader
 from mnist_lit.sweep.identity import job_name
+from mnist_lit.sweep.progress import ProgressLines
 
 if TYPE_CHECKING:
     from mnist_lit.data import MNISTDataModule
     from mnist_lit.data.sources import Source
 
 # Compared by name, so that Hydra alone decides when plugins are imported.
+IN_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 GRID_SWEEPER = "hydra_plugins.mnist_lit_sweeper.GridSweeper"
 
 
@@ -39,9 +41,10 @@ class SweepCallback(Callback):
 
     def __init__(self) -> None:
         self.alone: filelock.FileLock | None = None
+        self.lines: ProgressLines | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"alone": None}  # jobs in other processes have a copy of this, without its locks
+        return {}  # jobs in other processes have a copy of this, without lock and thread
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Compose and check all jobs of a grid; with `sweep.dry_run`, list them and exit."""
@@ -63,6 +66,8 @@ class SweepCallback(Callback):
         from mnist_lit.sweep.report import write_report
 
         folder = Path(config.hydra.sweep.dir)
+        if self.lines is not None:
+            self.lines.stop()
         jobs = ledger.read_jobs(folder)
         print(write_report([folder / job.name for job in jobs], folder))
         failed = [job for job in jobs if (ledger.read_result(folder / job.name) or {}).get("status") == "failed"]
@@ -89,6 +94,10 @@ class SweepCallback(Callback):
             self._prepare_grid(config, loader, overrides, keys, told)
         else:
             self._prepare_search(config, loader, overrides, keys, told)
+        if config.hydra.launcher._target_ != IN_PROCESS:
+            adapt_ray(config.hydra.launcher)
+            self.lines = ProgressLines(Path(config.hydra.sweep.dir))
+            self.lines.start()
 
     def _prepare_grid(
         self, config: DictConfig, loader: JobLoader, overrides: list[Override], keys: list[str], told: str
@@ -121,7 +130,7 @@ class SweepCallback(Callback):
             print(f"a search over {', '.join(keys)}, {sweeper.get('n_trials')} trials in {folder}")
             sys.exit(0)
         check.data()
-        ledger.register(folder, keys, unswept_settings(config, keys), [])
+        ledger.register(folder, keys, unswept_settings(config, keys), [], num_expected=sweeper.get("n_trials"))
         self.alone = filelock.FileLock(folder / ".search.lock", timeout=0)
         try:
             self.alone.acquire()
@@ -134,6 +143,20 @@ class SweepCallback(Callback):
             sweeper.n_trials = max(sweeper.n_trials - num_complete, 0)
             if sweeper.sampler.get("seed") is not None:
                 sweeper.sampler.seed += num_begun  # or it would draw the first trials again
+
+
+def adapt_ray(launcher: DictConfig) -> None:
+    """Fill in what Hydra's plugin for Ray leaves open, if that is the launcher."""
+    if "ray" not in launcher:
+        return
+    init = launcher.ray.init
+    defaults = {"log_to_driver": False, "logging_level": "ERROR"}  # a line a job is enough
+    if init.get("address") is None:
+        defaults["include_dashboard"] = False
+    else:
+        defaults["object_store_memory"] = None  # the plugin's own value is refused by a cluster that runs already
+    with open_dict(launcher):
+        launcher.ray.init = {**defaults, **init}
 
 
 def all_overrides(loader: ConfigLoader, config: DictConfig) -> list[Override]:

@@ -39,10 +39,18 @@ def is_done(result: Mapping[str, Any] | None, config_hash: str) -> bool:
     return result is not None and result["config_hash"] == config_hash and result["status"] in ("finished", "diverged")
 
 
-def register(folder: Path, keys: Sequence[str], settings: Mapping[str, Any], jobs: Sequence[Job]) -> None:
+def register(
+    folder: Path,
+    keys: Sequence[str],
+    settings: Mapping[str, Any],
+    jobs: Sequence[Job],
+    *,
+    num_expected: int | None = None,
+) -> None:
     """Enter jobs into the sweep's ledger, beside those of earlier calls.
 
-    `keys` are swept; `settings` maps every other dotted key to its value, the same for all jobs. Raises
+    `keys` are swept; `settings` maps every other dotted key to its value, the same for all jobs.
+    `num_expected` is how many jobs there will be in all, where they are entered as they start. Raises
     UserError if the folder's earlier runs swept other keys or had other settings: a sweep does not mix them.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +67,7 @@ def register(folder: Path, keys: Sequence[str], settings: Mapping[str, Any], job
             )
         if difference:
             raise UserError(f"sweep.name={folder.name}: the runs in {folder} {difference}; choose another sweep.name")
-        _write(folder, ledger, jobs)
+        _write(folder, ledger | {"num_expected": num_expected}, jobs)
 
 
 def enter(folder: Path, jobs: Sequence[Job]) -> None:
@@ -97,7 +105,9 @@ def _read(folder: Path) -> dict[str, Any] | None:
 
 def progress_line(folder: Path, name: str) -> str:
     """Say in one line how far the sweep is: `3/36  lr=0.1,seed=2  val/acc 0.9312  1.6 s  about 53 s left`."""
-    jobs = read_jobs(folder)
+    ledger = _read(folder) or {"jobs": []}
+    jobs = [Job(**job) for job in ledger["jobs"]]
+    num_jobs = max(len(jobs), ledger.get("num_expected") or 0)
     results = {job.name: read_result(folder / job.name) for job in jobs}
     result = results.get(name) or {}
     ended = [job for job in jobs if results[job.name] is not None]
@@ -105,8 +115,8 @@ def progress_line(folder: Path, name: str) -> str:
     accuracy = result.get("metrics", {}).get("val/acc")
     outcome = result.get("status", "not ended") if accuracy is None else f"val/acc {accuracy:.4f}"
     seconds = result.get("fit_seconds") or 0.0
-    left = (len(jobs) - len(ended)) * sum(spent) / len(spent) if spent else 0.0
-    return f"{len(ended)}/{len(jobs)}  {name}  {outcome}  {seconds:.1f} s  about {left:.0f} s left"
+    left = (num_jobs - len(ended)) * sum(spent) / len(spent) if spent else 0.0
+    return f"{len(ended)}/{num_jobs}  {name}  {outcome}  {seconds:.1f} s  about {left:.0f} s left"
 
 
 @contextmanager

@@ -1,7 +1,11 @@
 """The study of a search by Optuna, taken up where an earlier call left it."""
 
 import logging
+import os
 import warnings
+
+# Optuna 2 is written for SQLAlchemy 1, which announces that there is a newer one.
+os.environ.setdefault("SQLALCHEMY_SILENCE_UBER_WARNING", "1")
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
