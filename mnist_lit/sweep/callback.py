@@ -68,6 +68,8 @@ class SweepCallback(Callback):
         folder = Path(config.hydra.sweep.dir)
         if self.lines is not None:
             self.lines.stop()
+        if self.alone is not None:
+            self.alone.release()
         jobs = ledger.read_jobs(folder)
         print(write_report([folder / job.name for job in jobs], folder))
         failed = [job for job in jobs if (ledger.read_result(folder / job.name) or {}).get("status") == "failed"]

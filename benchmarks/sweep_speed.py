@@ -1,0 +1,160 @@
+"""What a sweep costs, against separate processes and two threads measured in the same run.
+
+    python benchmarks/sweep_speed.py            # real MNIST, about ten minutes, one table
+    python benchmarks/sweep_speed.py --quick    # the packaged sample, 12 jobs where it says 100
+
+A job is one epoch of the default network. Wall times of whole processes, imports included, unless said otherwise.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from train_speed import data_root, machine
+
+from mnist_lit import cli
+from mnist_lit.build import build
+from mnist_lit.run import quiet
+
+EIGHT = ["optimizer.lr=0.01,0.1", "data.batch_size=128,512", "seed=0,1"]
+TRAIN = [sys.executable, "-m", "mnist_lit.train"]
+
+
+class Bench:
+    def __init__(self, folder: Path, *, is_quick: bool) -> None:
+        self.folder = folder
+        self.job = ["trainer.max_epochs=1", *(["data=sample"] if is_quick else [])]
+        self.num_lrs = 2 if is_quick else 10
+        self.seeds = 6 if is_quick else 10
+
+    @property
+    def num_jobs(self) -> int:
+        return self.num_lrs * self.seeds
+
+    def seconds(self, *command: str, num_threads: int | None = None) -> float:
+        started = time.perf_counter()
+        subprocess.run(command, cwd=self.folder, env=self.env(num_threads), stdout=subprocess.DEVNULL, check=True)
+        return time.perf_counter() - started
+
+    def env(self, num_threads: int | None = None) -> dict[str, str]:
+        env = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+        threads = {} if num_threads is None else {"OMP_NUM_THREADS": str(num_threads)}
+        return env | {"MNIST_LIT_DATA": str(data_root())} | threads
+
+    def processes_against_multirun(self) -> float:
+        processes = 0.0
+        for lr in ("0.01", "0.1"):
+            for batch_size in ("128", "512"):
+                for seed in ("0", "1"):
+                    own = [f"optimizer.lr={lr}", f"data.batch_size={batch_size}", f"seed={seed}"]
+                    processes += self.seconds(*TRAIN, *self.job, *own)
+        return processes / self.seconds(*TRAIN, "-m", *self.job, *EIGHT, "sweep.name=eight")
+
+    def many(self, name: str, num_lrs: int, num_seeds: int) -> list[str]:
+        lrs = ",".join(f"0.{number + 1:02}" for number in range(num_lrs))
+        return [*TRAIN, "-m", *self.job, f"optimizer.lr={lrs}", f"seed=range({num_seeds})", f"sweep.name={name}"]
+
+    def run_many(self) -> tuple[float, dict[int, float], dict[int, float]]:
+        """Return the seconds of the sweep, when its n-th job ended, and the process's MB then."""
+        results = self.folder / "outputs" / "sweeps" / "many"
+        ends: dict[int, float] = {}
+        memory: dict[int, float] = {}
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            self.many("many", self.num_lrs, self.seeds), cwd=self.folder, env=self.env(), stdout=subprocess.DEVNULL
+        )
+        while process.poll() is None:
+            if (done := len(list(results.glob("*/result.json")))) not in ends:
+                ends[done], memory[done] = time.perf_counter() - started, resident(process.pid)
+            time.sleep(0.01)
+        assert process.returncode == 0
+        return time.perf_counter() - started, ends, memory
+
+    def fit_and_test(self) -> float:
+        """Return the median seconds of what a job is for: its fit, and its test without pictures."""
+        results = [json.loads(path.read_text()) for path in self.folder.glob("outputs/sweeps/many/*/result.json")]
+        cli.register_resolvers()
+        with initialize_config_dir(str(cli.CONF_DIR), version_base="1.3"):
+            cfg = compose("train", [*self.job, f"run_dir={tempfile.mkdtemp()}", "callbacks={}", "logger=none"])
+        run = build(cfg)
+        run.datamodule.prepare_data()
+        tests = []
+        with quiet():
+            for _ in range(6):
+                started = time.perf_counter()
+                run.trainer.test(run.module, datamodule=run.datamodule, verbose=False)
+                tests.append(time.perf_counter() - started)
+        fit: float = statistics.median(result["fit_seconds"] for result in results)
+        return fit + statistics.median(tests[1:])
+
+    def joblib_against_threads(self) -> float:
+        cores = os.cpu_count() or 1
+        eight = ["data.batch_size=128", "optimizer.lr=0.01,0.1", "seed=range(4)"]
+        threads = self.seconds(*TRAIN, "-m", *self.job, *eight, "sweep.name=threads", num_threads=cores)
+        joblib = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={cores}", "sweep.name=joblib"]
+        return threads / self.seconds(*TRAIN, "-m", *self.job, *eight, *joblib)
+
+    def report(self, num_copies: int) -> float:
+        copies = self.folder / "copies"
+        for path in self.folder.glob("outputs/sweeps/many/*/result.json"):
+            result = json.loads(path.read_text())
+            for copy in range(num_copies):
+                seed = result["seed"] + copy * self.seeds
+                told = [f"seed={seed}" if line.startswith("seed=") else line for line in result["overrides"]]
+                target = copies / f"{path.parent.name},copy={copy}" / "result.json"
+                target.parent.mkdir(parents=True)
+                own = {"seed": seed, "overrides": told, "config_hash": f"{result['config_hash']}-{seed}"}
+                target.write_text(json.dumps(result | own))
+        return self.seconds(sys.executable, "-m", "mnist_lit.report", str(copies))
+
+
+def resident(pid: int) -> float:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+    except (OSError, StopIteration):  # it has just ended
+        return float("nan")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the packaged sample, fewer jobs")
+    is_quick = parser.parse_args().quick
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), is_quick=is_quick)
+        n = bench.num_jobs
+        processes = bench.processes_against_multirun()
+        one = bench.seconds(*bench.many("one", 1, 1))
+        many, ends, memory = bench.run_many()
+        # Preflight, report and all: what each job adds to the whole, less what it is for.
+        overhead = (many - one) / (n - 1) - bench.fit_and_test()
+        again = bench.seconds(*bench.many("many", bench.num_lrs, bench.seeds))
+        # Ten jobs each, since a single one's time is mostly chance: 2 to 11, and the last ten.
+        span = min(10, n // 2 - 1)
+        early, late = ends[1 + span] - ends[1], ends[n] - ends[n - span]
+        joblib = "not installed"
+        if importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher"):
+            joblib = f"{bench.joblib_against_threads():.2f}"
+        num_copies = 3 if is_quick else 5
+        report = bench.report(num_copies)
+    print(f"{machine()}; {'the packaged sample' if is_quick else 'MNIST'}, one epoch a job\n")
+    print("| figure | must reach | measured |\n|---|---|---|")
+    print(f"| 8 jobs: as 8 processes / as one multirun | >= 4 | {processes:.1f} |")
+    print(f"| a job's cost beyond its own fit and test | <= 0.25 s | {overhead:.2f} s |")
+    print(f"| last of {n} jobs / the second: time | <= 1.05 | {late / early:.2f} |")
+    print(f"| last of {n} jobs - the second: memory | <= 30 MB | {memory[n] - memory[2]:.0f} MB |")
+    print(f"| the same command over {n} finished jobs | <= 15 s | {again:.1f} s |")
+    print(f"| 8 jobs at batch 128: threads in one process / joblib, one thread each | >= 1.15 | {joblib} |")
+    print(f"| report of {n * num_copies} jobs | <= 10 s | {report:.1f} s |")
+
+
+if __name__ == "__main__":
+    main()
