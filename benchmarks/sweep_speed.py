@@ -41,7 +41,7 @@ class Bench:
 
     def seconds(self, *command: str, num_threads: int | None = None) -> float:
         started = time.perf_counter()
-        subprocess.run(command, cwd=self.folder, env=self.env(num_threads), stdout=subprocess.DEVNULL, check=True)
+        subprocess.run(command, cwd=self.folder, env=self.env(num_threads), capture_output=True, check=True)
         return time.perf_counter() - started
 
     def env(self, num_threads: int | None = None) -> dict[str, str]:
@@ -69,7 +69,11 @@ class Bench:
         memory: dict[int, float] = {}
         started = time.perf_counter()
         process = subprocess.Popen(
-            self.many("many", self.num_lrs, self.seeds), cwd=self.folder, env=self.env(), stdout=subprocess.DEVNULL
+            self.many("many", self.num_lrs, self.seeds),
+            cwd=self.folder,
+            env=self.env(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         while process.poll() is None:
             if (done := len(list(results.glob("*/result.json")))) not in ends:

@@ -106,8 +106,8 @@ def test_pictures_of_each_run_are_served(server: Server) -> None:
     tags = server.get("plugin/images/tags")
     assert set(tags) == set(SETTINGS)
     for run in tags:
-        assert set(tags[run]) == {"samples", "loss_curve", "first_layer_weights", "predictions", "confusion_matrix"}
-    (image,) = server.get("plugin/images/images", run=run, tag="predictions")
+        assert set(tags[run]) == {"loss_curve"}  # sweep.pictures
+    (image,) = server.get("plugin/images/images", run=run, tag="loss_curve")
     assert server.read(f"plugin/images/individualImage?{image['query']}&").startswith(b"\x89PNG")
 
 
