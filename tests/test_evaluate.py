@@ -259,14 +259,14 @@ def test_configuration_of_a_checkpoint_is_not_trusted(
 
 
 def test_trust_is_passed_on(plant: Plant, main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / "theirs.py").write_text(
         "from mnist_lit.data import MNISTDataModule\nfrom mnist_lit.model import MLP\n"
         "class Net(MLP): pass\nclass Data(MNISTDataModule): pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    checkpoint = plant(model={"_target_": "mine.Net"}, data={"_target_": "mine.Data"})
-    assert_refused(main(f"ckpt={checkpoint}", module="evaluate"), tmp_path, "add trusted=[mine]")
-    assert main(f"ckpt={checkpoint}", "trusted=[mine]", module="evaluate").code == 0
+    checkpoint = plant(model={"_target_": "theirs.Net"}, data={"_target_": "theirs.Data"})
+    assert_refused(main(f"ckpt={checkpoint}", module="evaluate"), tmp_path, "add trusted=[theirs]")
+    assert main(f"ckpt={checkpoint}", "trusted=[theirs]", module="evaluate").code == 0
 
 
 def test_help_is_a_page(main: Main, tmp_path: Path) -> None:
