@@ -1,0 +1,59 @@
+"""The README's results are those of the records in benchmarks/results/, and every experiment can be run."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Compose
+
+from mnist_lit import build
+from mnist_lit.cli import CONF_DIR
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def results() -> Any:
+    spec = importlib.util.spec_from_file_location("results", ROOT / "benchmarks" / "results.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_experiment_has_its_row(results: Any) -> None:
+    assert sorted(results.ROWS) == EXPERIMENTS
+
+
+def test_readmes_table_is_made_of_the_records(results: Any) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    records = results.read_records()
+    assert records
+    assert results.with_table(readme, records) == readme
+
+
+def test_a_record_that_changes_changes_the_table(results: Any) -> None:
+    records = results.read_records()
+    for name, record in records.items():
+        worse = records | {name: record | {"test_acc": [accuracy - 0.01 for accuracy in record["test_acc"]]}}
+        assert results.table(worse) != results.table(records)
+
+
+def test_losses_are_compared_over_the_same_seeds(results: Any) -> None:
+    one = {"seeds": [0, 1, 2], "test_acc": [0.98, 0.981, 0.982]}
+    sentence = results.compare(one, one | {"test_acc": [0.970, 0.9712, 0.9721]})
+    assert sentence.startswith("Between the losses, squared error errs less by 0.99 points (paired t-test over 3 seeds")
+    assert sentence.endswith("significant at 5 %).")
+    assert "not significant" not in sentence
+    assert "not significant" in results.compare(one, one | {"test_acc": [0.981, 0.98, 0.983]})
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiment_can_be_built(experiment: str, make_config: Compose) -> None:
+    config = make_config(f"experiment={experiment}", sample=False)
+    _, datamodule, module = build.preflight(config)
+    assert datamodule.val_size == 0
+    assert sum(parameter.numel() for parameter in module.parameters()) > 200_000
