@@ -276,7 +276,7 @@ def test_run_repeats_to_the_bit_and_differs_from_the_plain_one(train_run: Train)
     assert first.history == again.history
     assert not same_weights(first.last, plain.last)
     assert len({run.result["config_hash"] for run in (first, plain)}) == 2
-    assert first.last["hyper_parameters"]["augmentation"]["alpha"] == 34.0
+    assert first.last["hyper_parameters"]["augmentation"]["alpha"] == 24.0
 
 
 def test_pictures_show_distorted_samples_and_change_no_bit(train_run: Train) -> None:
