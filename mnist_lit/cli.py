@@ -28,6 +28,9 @@ PACKAGE = Path(__file__).parent
 # A wheel carries conf/ inside the package; in a checkout it lies beside it.
 CONF_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
+# What `ckpt=` may name, for `require`.
+CKPT = "a .ckpt file or a run's folder (outputs/train/DATE/TIME)"
+
 # Every run's folder holds its configuration, in a form that Hydra can compose again.
 CONFIG = "config.yaml"
 CONFIG_HEADER = """\
@@ -157,6 +160,13 @@ def fast_imports() -> Iterator[None]:
         gc.enable()
 
 
+def require(cfg: DictConfig, **paths: str) -> None:
+    """Raise UserError for the first key of `paths` (key: what it may name) that was not given."""
+    for key, what in paths.items():
+        if OmegaConf.is_missing(cfg, key):
+            raise UserError(f"{key} is missing: add {key}=PATH, {what}")
+
+
 @contextmanager
 def no_folder_left(run_dir: Path, log: str = "train.log") -> Iterator[None]:
     """Remove the run folder, if nothing but its `log` is in it, when the run is refused before it starts."""
@@ -218,7 +228,7 @@ def describe(error: BaseException) -> str:
     """Return the error in one line, Hydra's and OmegaConf's put into the user's words."""
     cause = error.__cause__
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
-        known = [str(key) for key in cause.parent_node if not str(key).startswith("_")]
+        known = [str(key) for key in cause.parent_node if not str(key).startswith("_") and key != "hydra"]
         return f"{cause.full_key} is not a key: there are {', '.join(known)}"
     if isinstance(error, MissingConfigException) and "/" in str(error.missing_cfg_file):
         group, _, option = str(error.missing_cfg_file).rpartition("/")

@@ -1,9 +1,8 @@
 """Demo: `python -m mnist_lit.demo ckpt=PATH` serves a page to draw digits on."""
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from mnist_lit import cli
-from mnist_lit.errors import UserError
 
 
 def main() -> None:
@@ -13,8 +12,7 @@ def main() -> None:
 
 def demo(cfg: DictConfig) -> None:
     """Serve the page until Ctrl-C; raises UserError for what the user can mend."""
-    if OmegaConf.is_missing(cfg, "ckpt"):
-        raise UserError("ckpt is missing: add ckpt=PATH, a .ckpt file or a run's folder (outputs/train/DATE/TIME)")
+    cli.require(cfg, ckpt=cli.CKPT)
     try:
         with cli.fast_imports():
             from mnist_lit.build import check_keys

@@ -4,10 +4,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from mnist_lit import cli
-from mnist_lit.errors import UserError
 
 if TYPE_CHECKING:
     from mnist_lit.checkpoint import Checkpoint
@@ -26,8 +25,7 @@ def evaluate(cfg: DictConfig) -> None:
     """
     run_dir = Path(cfg.run_dir)
     with cli.no_folder_left(run_dir, log="evaluate.log"):
-        if OmegaConf.is_missing(cfg, "ckpt"):
-            raise UserError("ckpt is missing: add ckpt=PATH, a .ckpt file or a run's folder (outputs/train/DATE/TIME)")
+        cli.require(cfg, ckpt=cli.CKPT)
         with cli.fast_imports():
             from mnist_lit.build import check_keys
             from mnist_lit.checkpoint import read_checkpoint

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from mnist_lit import cli
 from mnist_lit.errors import UserError
@@ -28,8 +28,7 @@ def export(cfg: DictConfig) -> None:
 
     Raises UserError, and leaves no file, for what the user can mend and if the file gave other answers.
     """
-    if OmegaConf.is_missing(cfg, "ckpt"):
-        raise UserError("ckpt is missing: add ckpt=PATH, a .ckpt file or a run's folder (outputs/train/DATE/TIME)")
+    cli.require(cfg, ckpt=cli.CKPT)
     with cli.fast_imports():
         from mnist_lit import formats
         from mnist_lit.build import check_keys

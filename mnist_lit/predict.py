@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from mnist_lit import cli
 from mnist_lit.errors import UserError
@@ -23,9 +23,7 @@ def predict(cfg: DictConfig) -> None:
     """
     run_dir = Path(cfg.run_dir)
     with cli.no_folder_left(run_dir, log="predict.log"):
-        for key, what in {"ckpt": "a .ckpt file or a run's folder", "images": "a picture, a folder or a glob"}.items():
-            if OmegaConf.is_missing(cfg, key):
-                raise UserError(f"{key} is missing: add {key}=PATH, {what}")
+        cli.require(cfg, ckpt=cli.CKPT, images="a picture, a folder or a glob")
         # Here, so that --help and refusals come at once.
         with cli.fast_imports():
             from mnist_lit import answers, pictures
