@@ -2,6 +2,7 @@
 
     python benchmarks/results.py                 # all of them, about two hours on two cores; goes on if it is killed
     python benchmarks/results.py tuned blog      # these only
+    python benchmarks/results.py --time          # only what an epoch costs, on a machine that does nothing else
     python benchmarks/results.py --table         # only the table and the chart, from benchmarks/results/*.json
 
 The runs are multiruns of `mnist_lit.train`, so what is finished is never trained again. Each experiment leaves a small
@@ -13,6 +14,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from scipy.stats import ttest_rel
 
+from mnist_lit import cli
 from mnist_lit.sweep.ledger import read_result
 
 ROOT = Path(__file__).parents[1]
@@ -63,42 +66,69 @@ ROWS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=f"of {', '.join(ROWS)}; default: all")
+    parser.add_argument("--time", action="store_true", help="train no seed, only measure the time again")
     parser.add_argument("--table", action="store_true", help="train nothing")
     options = parser.parse_args()
     if unknown := [name for name in options.experiments if name not in ROWS]:
         parser.error(f"{unknown[0]} is none of {', '.join(ROWS)}")
-    if not options.table:
-        for name in options.experiments or ROWS:
-            record = measure(name)
-            (RECORDS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            print(f"{name}: {in_percent(record)}", flush=True)
+    for name in [] if options.table else options.experiments or ROWS:
+        if not options.time:
+            write_record(name, score(name))
+            print(f"{name}: {in_percent(read_records()[name])} % test error", flush=True)
+        write_record(name, cost(name))
     records = read_records()
     README.write_text(with_table(README.read_text(encoding="utf-8"), records), encoding="utf-8")
     draw(records).savefig(ROOT / "docs" / "results.png")
 
 
-def measure(name: str) -> dict[str, Any]:
-    """Train an experiment with all its seeds, as far as that is not done, and sum its results up."""
+def score(name: str) -> dict[str, Any]:
+    """Train an experiment with all its seeds, as far as that is not done, and sum up what they scored."""
     # An experiment's command is the README's; the sweep's name keeps these runs apart from a reader's own.
     command = ["python", "-m", "mnist_lit.train", "-m", f"experiment={name}", *ROWS[name].arguments]
     folder = ROOT / "outputs" / "sweeps" / f"results_{name}"
-    process = subprocess.Popen([sys.executable, *command[1:], f"sweep.name={folder.name}"], cwd=ROOT)
-    _, status, usage = os.wait4(process.pid, 0)
-    if os.waitstatus_to_exitcode(status):
-        sys.exit(f"{name}: a run failed; its folder is below {folder}")
+    run(name, [*command[3:], f"sweep.name={folder.name}"])
     results = sorted(filter(None, map(read_result, folder.iterdir())), key=lambda result: result["seed"])
     return {
         "command": " ".join(f"'{word}'" if "(" in word else word for word in command),
         "seeds": [result["seed"] for result in results],
         "test_acc": [result["metrics"]["test/acc"] for result in results],
         "test_loss": [result["metrics"]["test/loss"] for result in results],
-        "fit_seconds": [round(result["fit_seconds"], 1) for result in results],
-        "peak_memory_mb": usage.ru_maxrss // 1024,
         "num_parameters": results[0]["num_parameters"],
-        "machine": machine(results[0]["device"]),
+        "num_epochs": cli.read_config(next(folder.glob("*/config.yaml")).parent).trainer.max_epochs,
         "versions": results[0]["versions"],
         "git_commit": results[0]["git_commit"],
     }
+
+
+def cost(name: str) -> dict[str, Any]:
+    """Train two epochs of an experiment alone, without test and pictures, and return what an epoch costs."""
+    folder = ROOT / "outputs" / "timing" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    bare = ["test=false", "callbacks.pictures=null", f"hydra.run.dir={folder}"]
+    peak_memory_mb = run(name, [f"experiment={name}", "trainer.max_epochs=2", *bare])
+    result = read_result(folder)
+    assert result is not None
+    return {
+        "seconds_per_epoch": round(result["fit_seconds"] / 2, 2),
+        "peak_memory_mb": peak_memory_mb,
+        "machine": machine(result["device"]),
+    }
+
+
+def run(name: str, arguments: Sequence[str]) -> int:
+    """Run `mnist_lit.train` in a process of its own, and return its peak memory in MB."""
+    process = subprocess.Popen([sys.executable, "-m", "mnist_lit.train", *arguments], cwd=ROOT)
+    _, status, usage = os.wait4(process.pid, 0)
+    if os.waitstatus_to_exitcode(status):
+        sys.exit(f"{name}: a run failed; see outputs/")
+    return usage.ru_maxrss // 1024
+
+
+def write_record(name: str, findings: dict[str, Any]) -> None:
+    """Put findings into an experiment's record, beside what it holds already."""
+    path = RECORDS / f"{name}.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps(before | findings, indent=1) + "\n", encoding="utf-8")
 
 
 def machine(device: str) -> str:
@@ -112,6 +142,11 @@ def read_records() -> dict[str, dict[str, Any]]:
     """Read what was measured, in the table's order."""
     paths = {name: RECORDS / f"{name}.json" for name in ROWS}
     return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
+
+
+def fit_seconds(record: dict[str, Any]) -> float:
+    """What a run takes by the time of two of its epochs."""
+    return float(record["num_epochs"] * record["seconds_per_epoch"])
 
 
 def errors(record: dict[str, Any]) -> list[float]:
@@ -135,10 +170,10 @@ def table(records: dict[str, dict[str, Any]]) -> str:
         row = ROWS[name]
         lines.append(
             f"| `{name}` | {row.network} | {in_percent(record)} | {len(record['seeds'])} | {row.published} "
-            f"| {statistics.mean(record['fit_seconds']):.0f} |"
+            f"| {fit_seconds(record):.0f} |"
         )
     machines = sorted({record["machine"] for record in records.values()})
-    lines += ["", f"n is the number of seeds; seconds are of one run on {'; '.join(machines)}."]
+    lines += ["", f"n is the number of seeds; the fit's seconds are those of one run alone on {'; '.join(machines)}."]
     if {"tuned", "cross_entropy"} <= records.keys():
         lines.append(compare(records["tuned"], records["cross_entropy"]))
     return "\n".join(lines) + "\n"
@@ -172,7 +207,7 @@ def draw(records: dict[str, dict[str, Any]]) -> Figure:
     for name, record in records.items():
         if len(record["seeds"]) == 1:
             continue  # too short a run to compare
-        found, seconds = errors(record), statistics.mean(record["fit_seconds"])
+        found, seconds = errors(record), fit_seconds(record)
         mean = statistics.mean(found)
         spread: Sequence[Sequence[float]] = [[mean - min(found)], [max(found) - mean]]
         colour = "#D55E00" if name == "blog" else "#0072B2"
