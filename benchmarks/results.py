@@ -87,7 +87,8 @@ def score(name: str) -> dict[str, Any]:
     command = ["python", "-m", "mnist_lit.train", "-m", f"experiment={name}", *ROWS[name].arguments]
     folder = ROOT / "outputs" / "sweeps" / f"results_{name}"
     run(name, [*command[3:], f"sweep.name={folder.name}"])
-    results = sorted(filter(None, map(read_result, folder.iterdir())), key=lambda result: result["seed"])
+    found = (read_result(path.parent) for path in folder.glob("*/result.json"))
+    results = sorted(filter(None, found), key=lambda result: result["seed"])
     return {
         "command": " ".join(f"'{word}'" if "(" in word else word for word in command),
         "seeds": [result["seed"] for result in results],
@@ -127,6 +128,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
 def write_record(name: str, findings: dict[str, Any]) -> None:
     """Put findings into an experiment's record, beside what it holds already."""
     path = RECORDS / f"{name}.json"
+    RECORDS.mkdir(exist_ok=True)
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     path.write_text(json.dumps(before | findings, indent=1) + "\n", encoding="utf-8")
 

@@ -71,7 +71,10 @@ class SweepCallback(Callback):
         if self.alone is not None:
             self.alone.release()
         jobs = ledger.read_jobs(folder)
-        print(write_report([folder / job.name for job in jobs], folder))
+        try:
+            print(write_report([folder / job.name for job in jobs], folder))
+        except UserError as error:  # such as runs without validation, which nothing can rank
+            print(f"no report: {error}")
         failed = [job for job in jobs if (ledger.read_result(folder / job.name) or {}).get("status") == "failed"]
         for job in failed:
             result = ledger.read_result(folder / job.name) or {}
