@@ -28,19 +28,28 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> "Run":
     line refuses. A loss that diverges raises nothing: see `run.result.status`.
     """
     from mnist_lit import cli
+    from mnist_lit.errors import UserError
+    from mnist_lit.sweep import ledger
 
     with cli.fast_imports():
         from mnist_lit.build import build
     cfg = cli.compose("train", overrides)
-    folder = Path(run_dir or cli.new_folder("outputs/train"))
+    folder = Path(run_dir or cli.new_folder("outputs/train")).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     cfg.run_dir = str(folder)
-    with cli.no_folder_left(folder):
+    with ledger.claimed(folder) as is_ours, cli.no_folder_left(folder):
         cli.check_is_new(folder)
         run = build(cfg, overrides)
+        if not is_ours:
+            raise UserError(f"{folder}: another process is at work there; wait for it, or end it first")
+        if run.trainer.world_size > 1:
+            raise UserError("trainer.devices: from Python, set it to 1; the command line can train on several")
         run.datamodule.prepare_data()
-    cli.write_config(cfg, folder)
-    run.execute(test=cfg.test)
+        cli.write_config(cfg, folder)
+        try:
+            run.execute(test=cfg.test)
+        except SystemExit:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from None
     return run
 
 

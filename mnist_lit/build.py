@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from torch.utils import deterministic
 
+from mnist_lit.callbacks.checkpoint import WholeFiles
 from mnist_lit.data import MNISTDataModule
 from mnist_lit.errors import UserError, in_one_line
 from mnist_lit.module import Classifier
@@ -55,7 +56,7 @@ def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
     # Kept in every checkpoint, so that it knows how to rebuild its network; plain data, so that loading
     # it executes nothing.
     module.save_hyperparameters(config)
-    # Last, so that its clock leaves out what other callbacks do when a fit starts and ends.
+    # Last but for checkpoints, so that its clock leaves out what other callbacks do when a fit starts and ends.
     timer = Timer()
     callbacks = [_instantiate(f"callbacks.{name}", node) for name, node in cfg.callbacks.items() if node]
     loggers = [_instantiate(f"logger.{name}", node) for name, node in cfg.logger.items() if node]
@@ -65,6 +66,7 @@ def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
         callbacks=[*callbacks, timer],
         logger=loggers or False,
         default_root_dir=cfg.run_dir,
+        **({} if "plugins" in cfg.trainer else {"plugins": [WholeFiles()]}),
     )
     return Run(config=config, overrides=overrides, datamodule=datamodule, module=module, trainer=trainer, timer=timer)
 
@@ -225,6 +227,8 @@ def _check_together(config: dict[str, Any]) -> None:
     if max_epochs is None or max_epochs == 0 or max_epochs < -1:
         raise UserError(f"trainer.max_epochs={max_epochs}: must be at least 1, or -1: until a callback stops it")
     clip, precision = trainer.get("gradient_clip_val") or 0, str(trainer.get("precision"))
+    if max_epochs == -1 and (config["scheduler"] or {}).get("length_argument"):
+        raise UserError("trainer.max_epochs=-1: this scheduler needs the run's length; give it, or set scheduler=none")
     if clip and "mixed" in precision and optimizer.get("fused"):
         raise UserError(
             f"trainer.gradient_clip_val={clip}: Lightning cannot clip for a fused optimizer in "

@@ -102,7 +102,9 @@ def compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
 def write_config(cfg: DictConfig, run_dir: Path) -> None:
     """Write the configuration of a run to its folder."""
     header = CONFIG_HEADER.format(folder=shlex.quote(os.path.relpath(run_dir)))
-    write_atomically(run_dir / CONFIG, header + OmegaConf.to_yaml(cfg))
+    # Whoever repeats the run does so in a folder of his own.
+    repeatable = OmegaConf.merge(cfg, {"run_dir": "${hydra:runtime.output_dir}"})
+    write_atomically(run_dir / CONFIG, header + OmegaConf.to_yaml(repeatable))
 
 
 def read_config(run_dir: Path) -> DictConfig:
@@ -174,7 +176,7 @@ def no_folder_left(run_dir: Path, log: str = "train.log") -> Iterator[None]:
         yield
     except UserError:
         if {path.name for path in run_dir.iterdir()} <= {log, ".lock"}:
-            shutil.rmtree(run_dir)
+            shutil.rmtree(run_dir, ignore_errors=True)
         raise
 
 

@@ -143,7 +143,7 @@ class Classifier(L.LightningModule):
             "images_seen": self.images_seen,
             "history": self.history,
             "rng_state": torch.get_rng_state(),
-            "cuda_rng_states": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "device_rng_state": {name: device.get_rng_state() for name, device in self._accelerator().items()},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -151,10 +151,17 @@ class Classifier(L.LightningModule):
         if self.trainer.state.fn != "fit":
             return
         torch.set_rng_state(checkpoint["progress"]["rng_state"])
-        if checkpoint["progress"]["cuda_rng_states"]:
-            torch.cuda.set_rng_state_all(checkpoint["progress"]["cuda_rng_states"])
+        for name, device in self._accelerator().items():
+            if name in checkpoint["progress"]["device_rng_state"]:  # else it was trained elsewhere
+                device.set_rng_state(checkpoint["progress"]["device_rng_state"][name])
         self.images_seen = checkpoint["progress"]["images_seen"]
         self.history = checkpoint["progress"]["history"]
+
+    def _accelerator(self) -> dict[str, Any]:
+        """Return torch's module for the device that trains, by its name, if that has random numbers of its own."""
+        name = self.trainer.strategy.root_device.type
+        devices: dict[str, Any] = {"cuda": torch.cuda, "mps": torch.mps}
+        return {name: devices[name]} if name in devices else {}
 
     def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images [B, 28, 28] and labels [B] -> loss (scalar), logits [B, C]."""
@@ -191,7 +198,10 @@ class Classifier(L.LightningModule):
             return
         (loss, batch_idx, num_images), self.unrecorded = self.unrecorded, None
         self.images_seen += num_images * self.trainer.world_size
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        step = self.trainer.global_step
+        # Several batches may make one step.
+        is_new = step > (self.history["train/loss"][-1][0] if "train/loss" in self.history else 0)
+        if is_new and step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._record(
                 {
                     "train/loss": loss.item(),

@@ -31,5 +31,5 @@ class Predictor(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Pixels uint8 [B, 28, 28], white on black as in MNIST -> probabilities float32 [B, C]."""
-        pixels = images.to(next(self.model.parameters()).dtype)
+        pixels = images.to(next(self.model.parameters()))
         return self.probabilities(self.model((pixels - 255 * self.mean) / (255 * self.std)))

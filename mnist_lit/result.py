@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from mnist_lit import __version__
+
 SCHEMA_VERSION = 1
 FILE_NAME = "result.json"
 
@@ -58,8 +60,18 @@ def config_hash(config: Mapping[str, Any]) -> str:
     content = {key: value for key, value in config.items() if key not in ("run_dir", "resume", "sweep")}
     content["data"] = {key: value for key, value in config["data"].items() if key != "root"}
     # The run folder stands in other values too, such as where checkpoints go.
-    text = json.dumps(content, sort_keys=True).replace(json.dumps(config["run_dir"])[1:-1], "")
+    text = json.dumps(_elsewhere(content, config["run_dir"]), sort_keys=True)
     return sha256(text.encode()).hexdigest()[:16]
+
+
+def _elsewhere(node: Any, folder: str) -> Any:
+    """Cut a folder off the paths below it."""
+    if isinstance(node, Mapping):
+        return {key: _elsewhere(value, folder) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_elsewhere(value, folder) for value in node]
+    is_below = isinstance(node, str) and (node == folder or node.startswith(f"{folder}/"))
+    return node[len(folder) :] if is_below else node
 
 
 def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
@@ -73,8 +85,9 @@ def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, bool | int | flo
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of what computes."""
-    packages = ("mnist-lit", "torch", "lightning", "hydra-core")
-    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+    packages = ("torch", "lightning", "hydra-core")
+    own = {"python": platform.python_version(), "mnist-lit": __version__}
+    return own | {package: version(package) for package in packages}
 
 
 def git_commit() -> str | None:

@@ -46,19 +46,19 @@ class Run:
         self.result: Result | None = None
         self.metrics: dict[str, float] = {}
         self.best_epoch: int | None = None
+        self.fit_seconds: float | None = None
 
-    def execute(self, *, test: bool, resume: bool = False) -> Result:
+    def execute(self, *, test: bool, resume_from: Path | None = None) -> Result:
         """Fit, then test with the best checkpoint if `test`; write `result.json` last and return it.
 
-        With `resume`, the fit goes on from the run folder's last checkpoint; if there is none, what an earlier
-        attempt left there is removed.
+        With `resume_from`, the fit goes on from that checkpoint.
         The result's status is "finished" or "diverged". Anything else that ends the run is written there
         ("interrupted" or "failed") and raised again; Lightning turns Ctrl-C into SystemExit.
         """
         status: Status = "failed"
         error: BaseException | None = None
         try:
-            self._fit(self._to_resume_from() if resume else None)
+            self._fit(resume_from)
             if test:
                 self._test()
             status = "finished"
@@ -79,14 +79,41 @@ class Run:
                 self.result.write(self.run_dir)
         return self.result
 
-    def _fit(self, checkpoint_path: str | None) -> None:
+    def last_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
+        """Return the path and content of the run folder's last checkpoint, on the CPU, or None if there is none.
+
+        Raises UserError if it is damaged.
+        """
+        path = self.run_dir / "checkpoints" / "last.ckpt"
+        if not path.exists():
+            return None
+        try:
+            return path, torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever a damaged file makes torch raise
+            raise UserError(f"{path}: damaged; remove it to start the run anew: {in_one_line(error)}") from error
+
+    def forget_after(self, step: int) -> None:
+        """Tell TensorBoard to forget what an earlier attempt logged after a step."""
+        for logger in self.trainer.loggers:
+            if isinstance(logger, TensorBoard):
+                logger.forget_after(step)
+
+    def start_anew(self) -> None:
+        """Remove what an earlier attempt left in the run folder."""
+        for leftover in (*self.run_dir.glob("events.out.tfevents.*"), *self.run_dir.glob("checkpoints/*.ckpt")):
+            leftover.unlink()
+
+    def _fit(self, resume_from: Path | None) -> None:
         try:
             with quiet(), logging_redirect_tqdm():
-                self.trainer.fit(self.module, datamodule=self.datamodule, ckpt_path=checkpoint_path)
+                self.trainer.fit(self.module, datamodule=self.datamodule, ckpt_path=resume_from)
         except MisconfigurationException as error:  # such as a callback that monitors what is never logged
             raise UserError(" ".join(str(error).split())) from error
+        finally:
+            # Now, since a test restores the clock with the best checkpoint's callbacks, and adds that to it.
+            self.fit_seconds = self.timer.time_elapsed("train")
         if path := self._best_checkpoint():
-            checkpoint = torch.load(path, weights_only=True)
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             self.best_epoch = checkpoint["epoch"]
             for tag in ("val/loss", "val/acc"):
                 at_step = dict(self.module.history.get(tag, []))
@@ -98,25 +125,12 @@ class Run:
             self.trainer.test(self.module, datamodule=self.datamodule, ckpt_path=self._best_checkpoint(), verbose=False)
         self.metrics |= {tag: value.item() for tag, value in self.trainer.callback_metrics.items()}
 
-    def _to_resume_from(self) -> str | None:
-        """Return the last checkpoint, and tell TensorBoard to forget what was logged after it."""
-        last = self.run_dir / "checkpoints" / "last.ckpt"
-        if not last.exists():
-            for leftover in self.run_dir.glob("events.out.tfevents.*"):
-                leftover.unlink()
-            return None
-        step = torch.load(last, weights_only=True)["global_step"]
-        for logger in self.trainer.loggers:
-            if isinstance(logger, TensorBoard):
-                logger.forget_after(step)
-        return str(last)
-
     def _best_checkpoint(self) -> str | None:
         """Return the path of the checkpoint to keep, or None where none was written."""
         return getattr(self.trainer.checkpoint_callback, "best_model_path", None) or None
 
     def _result(self, status: Status, error: BaseException | None) -> Result:
-        seconds = self.timer.time_elapsed("train")
+        seconds = self.fit_seconds
         return Result(
             status=status,
             config_hash=config_hash(self.config),

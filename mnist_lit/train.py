@@ -3,7 +3,7 @@
 import math
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +19,8 @@ from mnist_lit.sweep import ledger
 if TYPE_CHECKING:
     from mnist_lit.run import Run
 
-# What a run that is resumed may change: how long it goes on, where its data lies, what is scored at the end.
-CHANGED_ON_RESUME = ("trainer.max_epochs", "data.root", "test")
+# What a run that is resumed may change: how long it goes on, where, and whether it is scored at the end.
+CHANGED_ON_RESUME = ("trainer.max_epochs", "trainer.accelerator", "data.root", "test")
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def train(cfg: DictConfig) -> float | None:
         with cli.no_folder_left(run_dir):
             run = _build(cfg)
             run.datamodule.prepare_data()
-        result = _execute(run, cfg, resume=is_resumed)
+        result = _execute(run, cfg, _checkpoint_of(run) if is_resumed else None)
     if run.trainer.is_global_zero:
         _show(result, run_dir)
     if result.status == "diverged":
@@ -83,6 +83,33 @@ def _as_it_was(cfg: DictConfig) -> DictConfig:
     return saved
 
 
+def _checkpoint_of(run: "Run") -> Path | None:
+    """Return the checkpoint that a resumed run goes on from, or None if it was cut off before the first.
+
+    Raises UserError, before anything in the run's folder is touched, for one that is damaged or has had more epochs.
+    """
+    if (found := run.last_checkpoint()) is None:
+        run.start_anew()
+        return None
+    path, checkpoint = found
+    num_epochs, max_epochs = checkpoint["epoch"] + 1, run.trainer.max_epochs
+    if max_epochs is not None and 0 <= max_epochs < num_epochs:
+        raise UserError(f"trainer.max_epochs={max_epochs}: the run is in its epoch {num_epochs} already")
+    run.forget_after(checkpoint["global_step"])
+    return path
+
+
+def _checkpoint_of_job(run: "Run") -> Path | None:
+    """Return the checkpoint that a job goes on from, or None if there is none that is whole and of its settings."""
+    with suppress(UserError):
+        found = run.last_checkpoint()
+        if found is not None and config_hash(found[1]["hyper_parameters"]) == config_hash(run.config):
+            run.forget_after(found[1]["global_step"])
+            return found[0]
+    run.start_anew()
+    return None
+
+
 def _train_as_job(cfg: DictConfig) -> float | None:
     """Train one job of a multirun, unless it is done, or taken by another process; never raise its errors.
 
@@ -101,7 +128,7 @@ def _train_as_job(cfg: DictConfig) -> float | None:
             try:
                 with cli.only_in_the_log_file():  # the screen has one line a job
                     run = _build(cfg)
-                    _execute(run, cfg, resume=True)
+                    _execute(run, cfg, _checkpoint_of_job(run))
             except Exception as error:
                 cli.tell(error)
                 if run is None:
@@ -148,11 +175,11 @@ def _build(cfg: DictConfig) -> "Run":
     return (build_job if hydra.mode == RunMode.MULTIRUN else build)(cfg, hydra.overrides.task)
 
 
-def _execute(run: "Run", cfg: DictConfig, *, resume: bool = False) -> Result:
+def _execute(run: "Run", cfg: DictConfig, resume_from: Path | None) -> Result:
     if run.trainer.is_global_zero:
         cli.write_config(cfg, run.run_dir)
     try:
-        return run.execute(test=cfg.test, resume=resume)
+        return run.execute(test=cfg.test, resume_from=resume_from)
     except (KeyboardInterrupt, SystemExit) as end:  # Lightning turns Ctrl-C into an exit with code 1
         code = end.code if isinstance(end, SystemExit) and end.code != 1 else 130
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:

@@ -209,6 +209,29 @@ def test_what_cannot_be_resumed_is_refused(
     assert after == before
 
 
+def test_what_cannot_go_on_leaves_the_record_of_the_run(main: Main, tmp_path: Path) -> None:
+    settings = [setting for setting in SETTINGS if "scheduler" not in setting]
+    assert main(*settings, "hydra.run.dir=run").code == 0
+    folder = tmp_path / "run"
+    before = [(folder / name).read_bytes() for name in ("result.json", "config.yaml")]
+    outcome = main("resume=run", "trainer.max_epochs=2")
+    assert (outcome.code, outcome.err) == (2, "error: trainer.max_epochs=2: the run is in its epoch 3 already\n")
+    last = folder / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    outcome = main("resume=run")
+    assert outcome.code == 2
+    assert "last.ckpt: damaged; remove it to start the run anew" in outcome.err
+    assert [(folder / name).read_bytes() for name in ("result.json", "config.yaml")] == before
+
+
+def test_a_resumed_run_can_be_repeated_from_its_config(main: Main, tmp_path: Path) -> None:
+    settings = [setting for setting in SETTINGS if "scheduler" not in setting]
+    assert main(*settings, "trainer.max_epochs=1", "hydra.run.dir=run").code == 0
+    assert main("resume=run", "trainer.max_epochs=2").code == 0
+    assert main("--config-dir", "run", "--config-name", "config", "hydra.run.dir=again").code == 0
+    assert read_result(tmp_path / "again")["metrics"] == read_result(tmp_path / "run")["metrics"]
+
+
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path, main: Main) -> None:
     folder = tmp_path / "run"
     pid = in_child(lambda: None, *SETTINGS, "trainer.max_epochs=1000", f"hydra.run.dir='{folder}'")

@@ -2,8 +2,10 @@ import logging
 import math
 from dataclasses import fields
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from conftest import Compose, Train, Trained, compose_config, read_checkpoint, read_result
@@ -107,6 +109,25 @@ def test_result_has_every_field(trained: Trained) -> None:
     seconds = trained.result["fit_seconds"]
     assert 0 < seconds < 60
     assert trained.result["images_per_second"] == pytest.approx(3 * 1600 / seconds)
+
+
+def test_fit_seconds_are_the_fits_alone(train_run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    spent: list[float] = []
+
+    def timed(self: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        started = perf_counter()
+        fit(self, *args, **kwargs)
+        spent.append(perf_counter() - started)
+
+    fit = L.Trainer.fit
+    monkeypatch.setattr(L.Trainer, "fit", timed)
+    run = train_run()  # and a test, which restores the best checkpoint with its clock
+    assert 0.2 * spent[0] < run.result["fit_seconds"] < spent[0]
+
+
+def test_a_step_of_several_batches_is_logged_once(train_run: Train) -> None:
+    run = train_run("+trainer.accumulate_grad_batches=4", "trainer.log_every_n_steps=2", "trainer.max_epochs=2")
+    assert [step for step, _ in run.history["train/loss"]] == [2, 4, 6, 8]
 
 
 def test_result_keeps_the_curves(trained: Trained) -> None:

@@ -1,9 +1,33 @@
-"""Lightning's ModelCheckpoint, for folders that are moved."""
+"""Checkpoint files that survive what happens to them: a killed process, a folder that is moved."""
 
+import os
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, then moves it there: a killed process leaves the old file or the new one.
+
+    Lightning's own goes by the system's folder for temporary files, often another file system's, from where moving
+    is copying.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        """Write the file, in a folder that is made if need be."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            torch.save(checkpoint, scratch)
+            scratch.replace(path)
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
 class MovableCheckpoint(ModelCheckpoint):

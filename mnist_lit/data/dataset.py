@@ -35,7 +35,7 @@ class ImageDataset(Dataset[Batch]):
         """B positions in this data set -> images [B, 28, 28], labels [B]."""
         # torch.tensor(list) takes 78 us for 512 numbers, this 12 us.
         positions = torch.frombuffer(array("q", batch), dtype=torch.int64)
-        indices = self.indices.index_select(0, positions.to(self.indices.device, non_blocking=True))
+        indices = self.indices.index_select(0, positions.to(self.indices.device))
         return self.images.index_select(0, indices), self.labels.index_select(0, indices)
 
 

@@ -120,7 +120,7 @@ class SweepCallback(Callback):
             print(describe_jobs(folder, jobs))
             sys.exit(0)
         check.data()
-        ledger.register(folder, keys, unswept_settings(config, keys), jobs)
+        ledger.register(folder, keys, unswept_settings(config, overrides), jobs)
 
     def _prepare_search(
         self, config: DictConfig, loader: JobLoader, overrides: list[Override], keys: list[str], told: str
@@ -135,7 +135,7 @@ class SweepCallback(Callback):
             print(f"a search over {', '.join(keys)}, {sweeper.get('n_trials')} trials in {folder}")
             sys.exit(0)
         check.data()
-        ledger.register(folder, keys, unswept_settings(config, keys), [], num_expected=sweeper.get("n_trials"))
+        ledger.register(folder, keys, unswept_settings(config, overrides), [], num_expected=sweeper.get("n_trials"))
         self.alone = filelock.FileLock(folder / ".search.lock", timeout=0)
         try:
             self.alone.acquire()
@@ -178,16 +178,21 @@ def key_of(override: Override) -> str:
     return str(override.key_or_group)
 
 
-def unswept_settings(config: DictConfig, keys: list[str]) -> dict[str, Any]:
-    """Map the dotted keys that a sweep does not change to their values, interpolations left as they stand."""
+def unswept_settings(config: DictConfig, overrides: list[Override]) -> dict[str, Any]:
+    """Map the dotted keys that a sweep does not change to their values, interpolations left as they stand.
+
+    Below a group that is swept, only those count that were given for all its options.
+    """
+    given = {key_of(override) for override in overrides if not override.is_sweep_override()}
     plain = OmegaConf.to_container(
         OmegaConf.masked_copy(config, [key for key in map(str, config) if key not in ("hydra", "run_dir", "sweep")])
     )
-    elsewhere = ("data.root", *keys)  # where the data lies does not matter
+    swept_keys = [key_of(override) for override in overrides if override.is_sweep_override()]
+    elsewhere = ("data.root", *swept_keys)  # where the data lies does not matter
     return {
         key: value
         for key, value in flatten(plain)
-        if not any(key == swept or key.startswith(f"{swept}.") for swept in elsewhere)
+        if not any(key == swept or (key.startswith(f"{swept}.") and key not in given) for swept in elsewhere)
     }
 
 

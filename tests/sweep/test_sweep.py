@@ -116,6 +116,32 @@ def test_runs_with_other_unswept_settings_are_not_mixed(sweep: Sweep, capsys: py
     assert "have data.batch_size=100, not 50; choose another sweep.name" in captured.err
 
 
+def test_settings_below_a_swept_group_are_not_mixed_either(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep("optimizer=sgd,adam", "optimizer.lr=0.1", "sweep.name=s") == 0
+    assert sweep("optimizer=sgd,adam", "optimizer.lr=0.0001", "sweep.name=s") == 2
+    assert "have optimizer.lr=0.1, not 0.0001" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_other_settings_or_damaged_is_not_gone_on_from(sweep: Sweep) -> None:
+    arguments = ("optimizer.lr=0.1", "seed=0,1", "sweep.name=s")
+    assert sweep(*arguments) == 0
+    before = results("outputs/sweeps/s")
+    for name in before:
+        Path(f"outputs/sweeps/s/{name}/result.json").unlink()
+    last = Path("outputs/sweeps/s/seed=0/checkpoints/last.ckpt")
+    content = torch.load(last, weights_only=True)
+    content["hyper_parameters"]["optimizer"]["lr"] = 0.2
+    content["state_dict"] = {key: tensor * 0 for key, tensor in content["state_dict"].items()}
+    torch.save(content, last)
+    damaged = Path("outputs/sweeps/s/seed=1/checkpoints/last.ckpt")
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    assert sweep(*arguments) == 0
+    after = results("outputs/sweeps/s")
+    assert {name: result["metrics"] for name, result in after.items()} == {
+        name: result["metrics"] for name, result in before.items()
+    }
+
+
 def test_all_jobs_are_checked_before_the_first_trains(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep("optimizer.lr=0.1,abc") == 2
     assert capsys.readouterr().err == "error: optimizer.lr=abc: must be a number (job lr=abc)\n"
@@ -158,6 +184,11 @@ def test_on_error_stop_leaves_the_rest_undone(sweep: Sweep) -> None:
     Path("file").touch()
     assert sweep("callbacks.checkpoint.dirpath=file/x,ok", "sweep.on_error=stop", "sweep.name=s") == 1
     assert list(results("outputs/sweeps/s")) == ["dirpath=file|x"]
+
+
+def test_a_sweep_that_nothing_can_rank_ends_well(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep("data.val_size=0", "callbacks.checkpoint.monitor=null", "seed=0,1") == 0
+    assert "no report: metric val/acc: no finished run has it" in capsys.readouterr().out
 
 
 def test_a_diverged_job_is_a_finding_not_a_failure(sweep: Sweep) -> None:
