@@ -29,7 +29,6 @@ from torch.utils import deterministic
 from mnist_lit.data import MNISTDataModule
 from mnist_lit.errors import UserError, in_one_line
 from mnist_lit.module import Classifier
-from mnist_lit.result import flatten
 from mnist_lit.run import Run
 
 # Lightning's own handler would print everything twice, and its advice at level INFO (devices, tips,
@@ -140,15 +139,14 @@ def build_data(node: Mapping[str, Any]) -> MNISTDataModule:
 def _vetted(parts: Mapping[str, Any], trusted: Sequence[str]) -> dict[str, Any]:
     """Return the parts of a checkpoint's configuration if they name only what may be built."""
     roots = ("torch.nn", "mnist_lit", *trusted)
-    # What was resolved when it was written and is not now would read this machine's environment, and more.
-    vetted: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(dict(parts)))  # type: ignore[assignment]
-    for key, text in flatten(vetted):
-        if "${" in str(text):
-            raise UserError(
-                f"{key}={text}: the checkpoint's configuration is not plain data; use one of mnist_lit.train"
-            )
+    vetted = dict(parts)
+    for key, node in vetted.items():
+        # OmegaConf would read text as YAML, and build what that names.
+        if not (isinstance(node, dict) and "_target_" in node):
+            raise UserError(f"{key}: the checkpoint's configuration names no class here; use one of mnist_lit.train")
+    _check_plain("", vetted)
     for key, node in _targets(vetted):
-        target = node["_target_"]
+        target = str(node["_target_"])
         found = _locate(key, target) if _is_within(target, roots) else None
         # By where it is defined, too: a path may lead through a module to what that imports.
         is_part = isinstance(found, type) and issubclass(found, nn.Module | L.LightningDataModule)
@@ -160,6 +158,20 @@ def _vetted(parts: Mapping[str, Any], trusted: Sequence[str]) -> dict[str, Any]:
     for key, node in _targets(vetted):
         _check_arguments(key, _locate(key, node["_target_"]), node)
     return vetted
+
+
+def _check_plain(key: str, node: Any) -> None:
+    """Raise UserError unless all is dictionaries, lists, text, numbers, booleans and None, with nothing to resolve."""
+    is_group = type(node) is dict and all(type(name) is str for name in node)
+    if is_group or type(node) is list:
+        for name, child in node.items() if is_group else enumerate(node):
+            _check_plain(f"{key}.{name}" if key else str(name), child)
+        return
+    # What was resolved when it was written and is not now would read this machine's environment, and more.
+    is_unresolved = isinstance(node, str) and ("${" in node or node == "???")
+    if is_unresolved or type(node) not in (str, int, float, bool, type(None)):
+        shown = " ".join(node.split()) if isinstance(node, str) else type(node).__name__
+        raise UserError(f"{key}={shown}: the checkpoint's configuration is not plain data; use one of mnist_lit.train")
 
 
 def _is_within(path: str, packages: Sequence[str]) -> bool:
