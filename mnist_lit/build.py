@@ -1,7 +1,7 @@
 """From configuration to objects, checked before anything starts.
 
-The only module besides the entry points that knows about Hydra's configuration; what it builds takes
-plain arguments.
+Besides the entry points only this, `cli` and `sweep.composition` know about Hydra's configuration; what is built
+here takes plain arguments.
 """
 
 import difflib
@@ -124,15 +124,23 @@ def restore(config: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> Classi
     )
 
 
-def restore_data(node: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> MNISTDataModule:
-    """Build the data module of such a configuration's group `data`, with the caution of `restore`."""
-    return build_data(_vetted({"data": node}, trusted)["data"])
+def restore_data(
+    own: Mapping[str, Any], named: Mapping[str, Any] | None = None, *, trusted: Sequence[str] = ()
+) -> MNISTDataModule:
+    """Build the data module that the user's group `data` names, else that of a checkpoint's, with its caution.
 
-
-def build_data(node: Mapping[str, Any]) -> MNISTDataModule:
-    """Build the data module that a group `data` describes; raises UserError as `build` does."""
-    _check_arguments("data", _locate("data", node["_target_"]), dict(node))
-    datamodule: MNISTDataModule = _instantiate("data", OmegaConf.create(dict(node)))
+    Where `named` names no data set, it only changes values of the network's `own`. Images are normalised by the mean
+    and std of the network's own data set in both cases: they are a part of what was trained, and go wherever it is
+    used (`Predictor`), where nobody knows those of the images to come. Adapting them would score another network, and
+    one that has seen something of its test. Raises UserError as `restore` and `build` do.
+    """
+    named = named or {}
+    if "_target_" in named:
+        node = {**named, "mean": own["mean"], "std": own["std"]}
+        _check_arguments("data", _locate("data", node["_target_"]), node)
+    else:
+        node = _vetted({"data": {**own, **named} if isinstance(own, Mapping) else own}, trusted)["data"]
+    datamodule: MNISTDataModule = _instantiate("data", OmegaConf.create(node))
     return datamodule
 
 
@@ -209,6 +217,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     Raises UserError for the first key that is unknown to the class it configures, or of another type.
     """
     config = check_keys(_top_level, cfg)
+    _check_arguments("sweep", _sweep, config["sweep"])
     for key, node in _targets(config):
         _check_arguments(key, _locate(key, node["_target_"]), node)
     _check_together(config)
@@ -281,6 +290,12 @@ def _top_level(
     run_dir: str,
 ) -> None:
     """Stand for the top level of the configuration: its keys and their types."""
+
+
+def _sweep(
+    *, name: str | int, keys: list[str], on_error: Literal["continue", "stop"], dry_run: bool, pictures: list[str]
+) -> None:
+    """Stand for the group `sweep`, which configures no class."""
 
 
 def _targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
