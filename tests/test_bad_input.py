@@ -57,8 +57,8 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("sweep.on_error=stpo", ["sweep.on_error=stpo: must be continue or stop"]),
     ("sweep.dry_run=maybe", ["sweep.dry_run=maybe: must be true or false"]),
     ("sweep.pictures=loss_curve", ["sweep.pictures=loss_curve: must be a list, each text"]),
-    ("-m seed=0,1 sweep.on_error=stpo", ["sweep.on_error=stpo: must be continue or stop"]),
-    ("-m seed=0,1 sweep.dry_run=maybe", ["sweep.dry_run=maybe: must be true or false"]),
+    ("seed=0,1 sweep.on_error=stpo -m", ["sweep.on_error=stpo: must be continue or stop"]),
+    ("seed=0,1 sweep.dry_run=maybe -m", ["sweep.dry_run=maybe: must be true or false"]),
     # Names of keys, options and classes.
     ("+sweep.on_eror=stop", ["sweep.on_eror=stop: not a key; did you mean on_error?"]),
     ("optimizer.lrr=1", ["optimizer.lrr is not a key: there are lr, momentum, nesterov, weight_decay, fused"]),
