@@ -1,7 +1,7 @@
 """From configuration to objects, checked before anything starts.
 
-The only module besides the entry points that knows about Hydra's configuration; what it builds takes
-plain arguments.
+Besides the entry points only this, `cli` and `sweep.composition` know about Hydra's configuration; what is built
+here takes plain arguments.
 """
 
 import difflib
@@ -30,7 +30,6 @@ from mnist_lit.callbacks.checkpoint import WholeFiles
 from mnist_lit.data import MNISTDataModule
 from mnist_lit.errors import UserError, in_one_line
 from mnist_lit.module import Classifier
-from mnist_lit.result import flatten
 from mnist_lit.run import Run
 
 # Lightning's own handler would print everything twice, and its advice at level INFO (devices, tips,
@@ -127,30 +126,37 @@ def restore(config: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> Classi
     )
 
 
-def restore_data(node: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> MNISTDataModule:
-    """Build the data module of such a configuration's group `data`, with the caution of `restore`."""
-    return build_data(_vetted({"data": node}, trusted)["data"])
+def restore_data(
+    own: Mapping[str, Any], named: Mapping[str, Any] | None = None, *, trusted: Sequence[str] = ()
+) -> MNISTDataModule:
+    """Build the data module that the user's group `data` names, else that of a checkpoint's, with its caution.
 
-
-def build_data(node: Mapping[str, Any]) -> MNISTDataModule:
-    """Build the data module that a group `data` describes; raises UserError as `build` does."""
-    _check_arguments("data", _locate("data", node["_target_"]), dict(node))
-    datamodule: MNISTDataModule = _instantiate("data", OmegaConf.create(dict(node)))
+    Where `named` names no data set, it only changes values of the network's `own`. Images are normalised by the mean
+    and std of the network's own data set in both cases: they are a part of what was trained, and go wherever it is
+    used (`Predictor`), where nobody knows those of the images to come. Adapting them would score another network, and
+    one that has seen something of its test. Raises UserError as `restore` and `build` do.
+    """
+    named = named or {}
+    if "_target_" in named:
+        node = {**named, "mean": own["mean"], "std": own["std"]}
+        _check_arguments("data", _locate("data", node["_target_"]), node)
+    else:
+        node = _vetted({"data": {**own, **named} if isinstance(own, Mapping) else own}, trusted)["data"]
+    datamodule: MNISTDataModule = _instantiate("data", OmegaConf.create(node))
     return datamodule
 
 
 def _vetted(parts: Mapping[str, Any], trusted: Sequence[str]) -> dict[str, Any]:
     """Return the parts of a checkpoint's configuration if they name only what may be built."""
     roots = ("torch.nn", "mnist_lit", *trusted)
-    # What was resolved when it was written and is not now would read this machine's environment, and more.
-    vetted: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(dict(parts)))  # type: ignore[assignment]
-    for key, text in flatten(vetted):
-        if "${" in str(text):
-            raise UserError(
-                f"{key}={text}: the checkpoint's configuration is not plain data; use one of mnist_lit.train"
-            )
+    vetted = dict(parts)
+    for key, node in vetted.items():
+        # OmegaConf would read text as YAML, and build what that names.
+        if not (isinstance(node, dict) and "_target_" in node):
+            raise UserError(f"{key}: the checkpoint's configuration names no class here; use one of mnist_lit.train")
+    _check_plain("", vetted)
     for key, node in _targets(vetted):
-        target = node["_target_"]
+        target = str(node["_target_"])
         found = _locate(key, target) if _is_within(target, roots) else None
         # By where it is defined, too: a path may lead through a module to what that imports.
         is_part = isinstance(found, type) and issubclass(found, nn.Module | L.LightningDataModule)
@@ -162,6 +168,20 @@ def _vetted(parts: Mapping[str, Any], trusted: Sequence[str]) -> dict[str, Any]:
     for key, node in _targets(vetted):
         _check_arguments(key, _locate(key, node["_target_"]), node)
     return vetted
+
+
+def _check_plain(key: str, node: Any) -> None:
+    """Raise UserError unless all is dictionaries, lists, text, numbers, booleans and None, with nothing to resolve."""
+    is_group = type(node) is dict and all(type(name) is str for name in node)
+    if is_group or type(node) is list:
+        for name, child in node.items() if is_group else enumerate(node):
+            _check_plain(f"{key}.{name}" if key else str(name), child)
+        return
+    # What was resolved when it was written and is not now would read this machine's environment, and more.
+    is_unresolved = isinstance(node, str) and ("${" in node or node == "???")
+    if is_unresolved or type(node) not in (str, int, float, bool, type(None)):
+        shown = " ".join(node.split()) if isinstance(node, str) else type(node).__name__
+        raise UserError(f"{key}={shown}: the checkpoint's configuration is not plain data; use one of mnist_lit.train")
 
 
 def _is_within(path: str, packages: Sequence[str]) -> bool:
@@ -199,6 +219,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     Raises UserError for the first key that is unknown to the class it configures, or of another type.
     """
     config = check_keys(_top_level, cfg)
+    _check_arguments("sweep", _sweep, config["sweep"])
     for key, node in _targets(config):
         _check_arguments(key, _locate(key, node["_target_"]), node)
     _check_together(config)
@@ -273,6 +294,12 @@ def _top_level(
     run_dir: str,
 ) -> None:
     """Stand for the top level of the configuration: its keys and their types."""
+
+
+def _sweep(
+    *, name: str | int, keys: list[str], on_error: Literal["continue", "stop"], dry_run: bool, pictures: list[str]
+) -> None:
+    """Stand for the group `sweep`, which configures no class."""
 
 
 def _targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

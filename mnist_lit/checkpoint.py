@@ -2,7 +2,6 @@
 
 import pickle
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import typeguard
 from torch import Tensor
 
 from mnist_lit import build
@@ -17,6 +17,20 @@ from mnist_lit.errors import UserError, in_one_line
 from mnist_lit.loss import probabilities
 from mnist_lit.module import Classifier
 from mnist_lit.predictor import Predictor
+
+ALL_ITEMS = typeguard.CollectionCheckStrategy.ALL_ITEMS
+# What is read of a checkpoint without asking again whether it is there.
+CONTENT = {
+    "hyper_parameters": {
+        "model": dict[str, Any],
+        "loss": dict[str, Any],
+        "data": {"class_names": list[str], "mean": float, "std": float},
+        "trainer": dict[str, Any],
+    },
+    "epoch": int,
+    "global_step": int,
+    "state_dict": dict[str, Tensor],
+}
 
 
 @dataclass(frozen=True)
@@ -75,18 +89,36 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             f"{path}: refused, since it holds more than weights and plain data and may run code when loaded; use a "
             "checkpoint that mnist_lit.train has written"
         ) from error
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
+    except Exception as error:  # damaged pickles raise whatever their bytes happen to say
         raise UserError(f"{path}: damaged or no checkpoint: {in_one_line(error)}") from error
-    config = content.get("hyper_parameters") if isinstance(content, dict) else None
-    if not isinstance(config, dict) or not {"model", "data", "loss"} <= config.keys():
-        raise UserError(f"{path}: does not hold its configuration; use a checkpoint that mnist_lit.train has written")
+    if (missing := _first_missing(content, CONTENT)) is not None:
+        raise UserError(
+            f"{path}: does not hold its configuration and weights ({missing} is missing or of another type); use a "
+            "checkpoint that mnist_lit.train has written"
+        )
     return Checkpoint(
         path=path,
-        config=config,
+        config=content["hyper_parameters"],
         epoch=content["epoch"],
         global_step=content["global_step"],
         state_dict=content["state_dict"],
     )
+
+
+def _first_missing(content: Any, expected: Mapping[str, Any]) -> str | None:
+    """Return the dotted key of what is expected and not there, or None."""
+    for key, hint in expected.items():
+        if not isinstance(content, dict) or key not in content:
+            return key
+        if isinstance(hint, Mapping):
+            if (below := _first_missing(content[key], hint)) is not None:
+                return f"{key}.{below}"
+            continue
+        try:
+            typeguard.check_type(content[key], hint, collection_check_strategy=ALL_ITEMS)
+        except typeguard.TypeCheckError:
+            return key
+    return None
 
 
 def find_checkpoint(path: Path) -> Path:

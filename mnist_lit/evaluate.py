@@ -2,15 +2,11 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from omegaconf import DictConfig
 
 from mnist_lit import cli
-
-if TYPE_CHECKING:
-    from mnist_lit.checkpoint import Checkpoint
-    from mnist_lit.data import MNISTDataModule
 
 
 def main() -> None:
@@ -27,13 +23,16 @@ def evaluate(cfg: DictConfig) -> None:
     with cli.no_folder_left(run_dir, log="evaluate.log"):
         cli.require(cfg, ckpt=cli.CKPT)
         with cli.fast_imports():
-            from mnist_lit.build import check_keys
+            from mnist_lit.build import check_keys, restore_data
             from mnist_lit.checkpoint import read_checkpoint
-            from mnist_lit.evaluation import Evaluation, build_scorer, predict_split
+            from mnist_lit.evaluation import Evaluation, build_scorer, check_classes, predict_split
         options = check_keys(_top_level, cfg)
         checkpoint = read_checkpoint(options["ckpt"])
         module = checkpoint.classifier(trusted=options["trusted"])
-        datamodule = _build_data(checkpoint, options["data"], trusted=options["trusted"])
+        own, named = checkpoint.config["data"], options["data"]
+        if "class_names" in named:
+            check_classes(named["class_names"], of_network=own["class_names"])
+        datamodule = restore_data(own, named, trusted=options["trusted"])
         scorer = build_scorer(checkpoint.config["trainer"], accelerator=options["accelerator"], folder=run_dir)
         datamodule.prepare_data()
         predictions = predict_split(module, datamodule, scorer, options["split"])
@@ -41,23 +40,6 @@ def evaluate(cfg: DictConfig) -> None:
     evaluation.write(run_dir)
     print(evaluation.table())
     print(f"\n{'folder':14}{os.path.relpath(run_dir)}")
-
-
-def _build_data(checkpoint: "Checkpoint", named: dict[str, Any], *, trusted: list[str]) -> "MNISTDataModule":
-    """Build the data set that was named, else the one that the network was trained on.
-
-    Normalised by the mean and std of the network's own data set in both cases: they are a part of what was
-    trained, and go wherever it is used (`Predictor`), where nobody knows those of the images to come. Adapting
-    them would score another network, and one that has seen something of its test.
-    """
-    from mnist_lit import build
-    from mnist_lit.evaluation import check_classes
-
-    own = checkpoint.config["data"]
-    if "_target_" not in named:
-        return build.restore_data(own | named, trusted=trusted)
-    check_classes(named["class_names"], of_network=own["class_names"])
-    return build.build_data(named | {key: own[key] for key in ("mean", "std")})
 
 
 def _top_level(

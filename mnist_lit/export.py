@@ -60,12 +60,9 @@ def _default_path(checkpoint: Path) -> Path:
 
 def _test_digits(checkpoint: "Checkpoint", named: dict[str, Any], *, trusted: list[str]) -> "Tensor":
     """Return test images uint8 [N, 28, 28] of the data set that was named, else of the network's own."""
-    from mnist_lit import build
+    from mnist_lit.build import restore_data
 
-    if "_target_" in named:
-        datamodule = build.build_data(named)
-    else:
-        datamodule = build.restore_data(checkpoint.config["data"] | named, trusted=trusted)
+    datamodule = restore_data(checkpoint.config["data"], named, trusted=trusted)
     datamodule.prepare_data()
     datamodule.setup()
     return datamodule.test.images[:NUM_DIGITS]

@@ -22,6 +22,8 @@ MODULES = {
 # Started by a person, or named to Hydra in conf/hydra; nobody imports them.
 STARTED = {name for name, path in MODULES.items() if '__name__ == "__main__"' in path.read_text(encoding="utf-8")}
 ENTRY_POINTS = STARTED | {"sweep.callback"}
+PLUGINS = {f"hydra_plugins.{path.stem}": path for path in (PACKAGE.parent / "hydra_plugins").glob("mnist_lit_*.py")}
+ALL = MODULES | PLUGINS
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -35,12 +37,14 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def reach(module: str, packages: tuple[str, ...]) -> list[str]:
-    return [name for name in imports(MODULES[module]) if name.split(".")[0] in packages]
+    return [name for name in imports(ALL[module]) if name.split(".")[0] in packages]
 
 
 def test_there_is_something_to_check() -> None:
     assert {"train", "build", "cli", "model", "module", "data.sources", "callbacks.progress"} <= MODULES.keys()
     assert "train" in STARTED
+    assert "mnist_lit.build" in reached("checkpoint")
+    assert "mnist_lit.sweep.ledger" in reached("hydra_plugins.mnist_lit_sweeper")
     assert "hydra.utils.instantiate" in reach("build", ("hydra",))
 
 
@@ -49,11 +53,19 @@ def test_leaf_knows_nothing_of_the_configuration(module: str) -> None:
     assert reach(module, ("hydra", "omegaconf")) == []
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_nobody_imports_an_entry_point(module: str) -> None:
-    entry_points = {f"mnist_lit.{name}" for name in ENTRY_POINTS}
-    reached = {part for name in reach(module, ("mnist_lit",)) for part in (name, name.rpartition(".")[0])}
-    assert reached & entry_points == set()
+def reached(module: str) -> set[str]:
+    """Return what it imports of ours, both as a module and as a name in one."""
+    return {part for name in reach(module, ("mnist_lit", "hydra_plugins")) for part in (name, name.rpartition(".")[0])}
+
+
+@pytest.mark.parametrize("module", sorted(ALL))
+def test_nobody_imports_an_entry_point_or_a_plugin(module: str) -> None:
+    assert reached(module) & ({f"mnist_lit.{name}" for name in ENTRY_POINTS} | PLUGINS.keys()) == set()
+
+
+@pytest.mark.parametrize("module", sorted(ALL.keys() - ENTRY_POINTS - {"__init__", "checkpoint"}))
+def test_leaf_is_built_and_builds_nothing(module: str) -> None:
+    assert "mnist_lit.build" not in reached(module)
 
 
 @pytest.mark.parametrize(

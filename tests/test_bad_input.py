@@ -54,7 +54,13 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("scheduler=cosine scheduler.length_argument=days", ["scheduler", "days"]),
     ("augmentation=affine_elastic augmentation.alpha=-1", ["augmentation.alpha must be at least 0, got -1"]),
     ("augmentation=affine_elastic augmentation.sigma=abc", ["augmentation.sigma=abc: must be a number"]),
+    ("sweep.on_error=stpo", ["sweep.on_error=stpo: must be continue or stop"]),
+    ("sweep.dry_run=maybe", ["sweep.dry_run=maybe: must be true or false"]),
+    ("sweep.pictures=loss_curve", ["sweep.pictures=loss_curve: must be a list, each text"]),
+    ("seed=0,1 sweep.on_error=stpo -m", ["sweep.on_error=stpo: must be continue or stop"]),
+    ("seed=0,1 sweep.dry_run=maybe -m", ["sweep.dry_run=maybe: must be true or false"]),
     # Names of keys, options and classes.
+    ("+sweep.on_eror=stop", ["sweep.on_eror=stop: not a key; did you mean on_error?"]),
     ("optimizer.lrr=1", ["optimizer.lrr is not a key: there are lr, momentum, nesterov, weight_decay, fused"]),
     ("+optimizer.lrr=1", ["optimizer.lrr=1: not a key; did you mean lr?", "momentum"]),
     ("+foo=1", ["foo=1: not a key; the configuration takes data, augmentation, model, loss, optimizer"]),

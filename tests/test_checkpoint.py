@@ -3,15 +3,19 @@
 import os
 import pickle
 import shutil
+import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import torch
 from conftest import Trained
+from torch import nn
 
-from mnist_lit import load_model
+from mnist_lit import build, load_model
 from mnist_lit.checkpoint import read_checkpoint
 from mnist_lit.data.idx import read_idx
 from mnist_lit.data.sources import SAMPLE_DIR, TEST_IMAGES, TEST_LABELS
@@ -89,15 +93,51 @@ def test_a_configuration_may_only_name_networks_and_losses(
     # Hydra builds what is in lists, too.
     planted = {"_target_": target, "path": str(tmp_path / "executed")}
     for hidden in ([planted], (planted,), [[planted]]):
-        with pytest.raises(UserError, match=r"x\.0.*no network"):
+        with pytest.raises(UserError, match=r"x(\.0)?.*(no network|=tuple: .*not plain data)"):
             load_model(plant({part: {"_target_": "torch.nn.Identity", "x": hidden}}))
     assert not (tmp_path / "executed").exists()
+
+
+def test_text_is_never_read_as_a_configuration(run_dir: Path, plant: Plant, tmp_path: Path) -> None:
+    class Malicious:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (os.mkdir, (str(tmp_path / "executed"),))
+
+    torch.save(Malicious(), tmp_path / "payload.pt")
+    text = f"_target_: torch.load\nf: {tmp_path / 'payload.pt'}\nweights_only: false"
+    config = read_checkpoint(run_dir).config
+    for part in ("model", "loss"):
+        with pytest.raises(UserError, match=rf"^{part}: .*names no class"):
+            build.restore(config | {part: text})
+    for node in (text, [text], {"root": text}):
+        with pytest.raises(UserError, match=r"^data: .*names no class"):
+            build.restore_data(node)  # type: ignore[arg-type]
+    for part in ("model", "loss", "data"):
+        with pytest.raises(UserError):
+            load_model(plant({part: text}))
+    # Deeper it stays text, whether the class takes it or refuses it.
+    for hidden in (text, [text], {"y": text}, {"y": [{"z": text}]}):
+        model = build.restore(config | {"model": {"_target_": "torch.nn.Identity", "x": hidden}}).model
+        assert isinstance(model, nn.Identity)
+        with pytest.raises(UserError):
+            build.restore(config | {"model": {"_target_": "torch.nn.Sequential", "_args_": [hidden]}})
+        with pytest.raises(UserError):
+            build.restore_data(config["data"] | {"augmentation": hidden, "name": hidden})
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("value", [b"text", torch.zeros(1), OrderedDict(a=1), {1: 2}, (1,), {1}, "???"], ids=repr)
+def test_a_configuration_holds_plain_data_only(run_dir: Path, value: Any) -> None:
+    config = read_checkpoint(run_dir).config
+    for hidden in (value, [value], {"y": value}):
+        with pytest.raises(UserError, match=r"^model\.x.*not plain data"):
+            build.restore(config | {"model": {"_target_": "torch.nn.Identity", "x": hidden}})
 
 
 def test_a_configuration_is_not_resolved_again(plant: Plant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "ReLU")
     model = {"_target_": "torch.nn.Identity", "x": ["${oc.env:SECRET}"]}
-    with pytest.raises(UserError, match=r"^model\.x=.*SECRET.*: the checkpoint.s configuration is not plain data"):
+    with pytest.raises(UserError, match=r"^model\.x\.0=.*SECRET.*: the checkpoint.s configuration is not plain data"):
         load_model(plant({"model": model}))
 
 
@@ -147,3 +187,44 @@ def test_truncated_and_foreign_checkpoints_are_named(run_dir: Path, tmp_path: Pa
         read_checkpoint(tmp_path / "foreign.ckpt")
     with pytest.raises(UserError, match=r"holds no checkpoints/best\.ckpt"):
         read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("epoch", "global_step", "state_dict", "hyper_parameters"),
+        *(f"hyper_parameters.{key}" for key in ("model", "loss", "data", "trainer")),
+        *(f"hyper_parameters.data.{key}" for key in ("class_names", "mean", "std")),
+    ],
+)
+def test_a_checkpoint_must_hold_what_is_read_of_it(run_dir: Path, tmp_path: Path, key: str) -> None:
+    content = torch.load(run_dir / "checkpoints" / "best.ckpt", weights_only=True)
+    *groups, last = key.split(".")
+    group = content
+    for name in groups:
+        group = group[name]
+    for other in ("text", [1], {1: 2}):
+        group[last] = other
+        torch.save(content, tmp_path / "other.ckpt")
+        with pytest.raises(UserError, match=rf"does not hold its configuration and weights \({key}"):
+            read_checkpoint(tmp_path / "other.ckpt")
+    del group[last]
+    torch.save(content, tmp_path / "less.ckpt")
+    with pytest.raises(UserError, match=rf"\({key}.* is missing"):
+        read_checkpoint(tmp_path / "less.ckpt")
+
+
+def test_flipped_bytes_are_named_or_do_not_matter(run_dir: Path, tmp_path: Path) -> None:
+    whole = (run_dir / "checkpoints" / "best.ckpt").read_bytes()
+    with zipfile.ZipFile(run_dir / "checkpoints" / "best.ckpt") as archive:
+        (pickled,) = (entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
+    start, random, refused = pickled.header_offset + 30, Random(0), 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        damaged[random.randrange(start, start + pickled.file_size)] ^= random.randrange(1, 256)
+        (tmp_path / "damaged.ckpt").write_bytes(damaged)
+        try:
+            load_model(tmp_path / "damaged.ckpt")
+        except UserError:
+            refused += 1
+    assert refused > 20

@@ -240,8 +240,8 @@ def test_malicious_pickle_is_refused_by_the_command_line(command: Command, tmp_p
     ("keys", "said"),
     [
         ({"_target_": "os.mkdir", "path": "executed"}, "data._target_=os.mkdir: the checkpoint wants to build"),
-        ({"mean": {"_target_": "os.mkdir", "path": "executed"}}, "data.mean._target_=os.mkdir: "),
-        ({"class_names": [[{"_target_": "os.mkdir", "path": "executed"}]]}, "data.class_names.0.0._target_=os.mkdir: "),
+        ({"batch_size": {"_target_": "os.mkdir", "path": "executed"}}, "data.batch_size._target_=os.mkdir: "),
+        ({"fetch_from": [[{"_target_": "os.mkdir", "path": "executed"}]]}, "data.fetch_from.0.0._target_=os.mkdir: "),
         (
             {"name": "${mnist_lit.run_dir:null,executed}"},
             "the checkpoint's configuration is not plain data",

@@ -24,10 +24,10 @@ NAMES = ("samples", "augmented", "loss_curve", "first_layer_weights", "predictio
 class Pictures(L.Callback):
     """Draws training samples, the loss curve, the first layer's weights, predictions and the confusion matrix.
 
-    Samples are drawn when the fit starts, curve and weights when it ends, the other two after the test
-    (there, wrong predictions are red). `draw` names those that are wanted. `num_images` is how many
-    samples, predictions and units are shown. PNG files go to `figures/` below `trainer.default_root_dir`, the same
-    pictures to TensorBoard.
+    Samples, and the same as augmentation distorts them, are drawn when the fit starts, curve and weights when it
+    ends, predictions and confusion matrix after the test (there, wrong predictions are red). `draw` names those that
+    are wanted. `num_images` is how many samples, predictions and units are shown. PNG files go to `figures/` below
+    `trainer.default_root_dir`, the same pictures to TensorBoard.
     """
 
     def __init__(self, *, draw: Sequence[str], num_images: int) -> None:

@@ -1,9 +1,11 @@
 """What the folders of a sweep and of its jobs are called."""
 
+import re
 from collections.abc import Sequence
 from hashlib import sha256
 
 MAX_NAME_LENGTH = 120  # characters; TensorBoard shows them all, file systems allow 255
+FORBIDDEN = r'[<>:"/\\|?*]'  # by Windows; elsewhere it is the slash alone
 
 
 def short_keys(keys: Sequence[str]) -> dict[str, str]:
@@ -14,17 +16,21 @@ def short_keys(keys: Sequence[str]) -> dict[str, str]:
 
 def sweep_name(keys: Sequence[str]) -> str:
     """Return the default name of a sweep over `keys`: `lr,batch_size,seed`."""
-    return shortened(",".join(short_keys(keys).values())) or "single"
+    return _as_folder(",".join(short_keys(keys).values()))
 
 
 def job_name(keys: Sequence[str], overrides: Sequence[str]) -> str:
     """Return the swept part of a job's overrides, legibly: `lr=0.1,batch_size=128,seed=3`.
 
-    Slashes, which cannot stand in a folder's name, become `|`.
+    What cannot stand in a folder's name becomes `_`.
     """
     values = dict(override.lstrip("+~").split("=", 1) for override in overrides if "=" in override)
     names = short_keys(keys)
-    return shortened(",".join(f"{names[key]}={values[key]}" for key in keys)).replace("/", "|") or "single"
+    return _as_folder(",".join(f"{names[key]}={values[key]}" for key in keys))
+
+
+def _as_folder(name: str) -> str:
+    return re.sub(FORBIDDEN, "_", shortened(name)) or "single"
 
 
 def shortened(name: str) -> str:

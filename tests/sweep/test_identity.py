@@ -15,7 +15,13 @@ def test_keys_that_would_look_alike_stay_whole() -> None:
 
 def test_added_keys_and_slashes_make_folder_names() -> None:
     overrides = ["+trainer.max_steps=5", "callbacks.checkpoint.monitor=val/loss"]
-    assert job_name(["trainer.max_steps", "callbacks.checkpoint.monitor"], overrides) == "max_steps=5,monitor=val|loss"
+    assert job_name(["trainer.max_steps", "callbacks.checkpoint.monitor"], overrides) == "max_steps=5,monitor=val_loss"
+
+
+def test_names_hold_nothing_that_windows_forbids() -> None:
+    keys = ["hydra/launcher", "data.root"]
+    assert sweep_name(keys) == "hydra_launcher,root"
+    assert job_name(keys, ["hydra/launcher=a", 'data.root=C:\\<b>"|?*/c']) == "hydra_launcher=a,root=C___b______c"
 
 
 def test_long_names_are_cut_and_stay_unique() -> None:

@@ -170,20 +170,20 @@ def test_a_failed_job_is_told_recorded_and_tried_again(sweep: Sweep, capsys: pyt
     arguments = ("callbacks.checkpoint.dirpath=file/x,ok", "sweep.name=s")
     assert sweep(*arguments) == 1
     found = results("outputs/sweeps/s")
-    assert found["dirpath=file|x"]["status"] == "failed"
-    assert "file/x" in found["dirpath=file|x"]["error"]
+    assert found["dirpath=file_x"]["status"] == "failed"
+    assert "file/x" in found["dirpath=file_x"]["error"]
     assert found["dirpath=ok"]["status"] == "finished"
-    assert "failed: dirpath=file|x: " in capsys.readouterr().err
-    assert "file/x" in Path("outputs/sweeps/s/dirpath=file|x/train.log").read_text()
-    first_try = Path("outputs/sweeps/s/dirpath=file|x/result.json").stat().st_mtime_ns
+    assert "failed: dirpath=file_x: " in capsys.readouterr().err
+    assert "file/x" in Path("outputs/sweeps/s/dirpath=file_x/train.log").read_text()
+    first_try = Path("outputs/sweeps/s/dirpath=file_x/result.json").stat().st_mtime_ns
     assert sweep(*arguments) == 1
-    assert Path("outputs/sweeps/s/dirpath=file|x/result.json").stat().st_mtime_ns > first_try
+    assert Path("outputs/sweeps/s/dirpath=file_x/result.json").stat().st_mtime_ns > first_try
 
 
 def test_on_error_stop_leaves_the_rest_undone(sweep: Sweep) -> None:
     Path("file").touch()
     assert sweep("callbacks.checkpoint.dirpath=file/x,ok", "sweep.on_error=stop", "sweep.name=s") == 1
-    assert list(results("outputs/sweeps/s")) == ["dirpath=file|x"]
+    assert list(results("outputs/sweeps/s")) == ["dirpath=file_x"]
 
 
 def test_a_sweep_that_nothing_can_rank_ends_well(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
@@ -352,7 +352,7 @@ def test_launchers_give_the_same_sweep(
         captured = capsys.readouterr()
         found = results("outputs/sweeps/s")
         assert {name: result["status"] for name, result in found.items()} == {
-            "dirpath=file|x": "failed",
+            "dirpath=file_x": "failed",
             "dirpath=a": "finished",
             "dirpath=b": "finished",
             "dirpath=c": "finished",
@@ -360,14 +360,14 @@ def test_launchers_give_the_same_sweep(
         num_threads = 1 if launcher != "joblib" else max((os.cpu_count() or 1) // 2, 1)
         assert found["dirpath=a"]["device"].endswith(f"({num_threads} threads)")
         assert sorted(line.split("  ")[1] for line in captured.out.splitlines() if "/4  " in line) == sorted(found)
-        assert "failed: dirpath=file|x: " in captured.err
+        assert "failed: dirpath=file_x: " in captured.err
         assert "3 finished, 1 failed" in captured.out
 
         before = {path: path.stat().st_mtime_ns for path in Path("outputs/sweeps/s").glob("*/result.json")}
         Path("file").unlink()
         assert sweep(*arguments) == 0
         changed = [path.parent.name for path, time_before in before.items() if path.stat().st_mtime_ns != time_before]
-        assert changed == ["dirpath=file|x"]
+        assert changed == ["dirpath=file_x"]
     finally:
         if launcher == "ray":
             import ray
