@@ -86,8 +86,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path}: refused, since it holds more than weights and plain data and may run code when loaded; use a "
-            "checkpoint that mnist_lit.train has written"
+            f"{path}: refused, since it is no checkpoint, or holds more than weights and plain data and may run code "
+            "when loaded; use a checkpoint that mnist_lit.train has written"
         ) from error
     except Exception as error:  # damaged pickles raise whatever their bytes happen to say
         raise UserError(f"{path}: damaged or no checkpoint: {in_one_line(error)}") from error

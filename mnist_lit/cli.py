@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from mnist_lit.errors import UserError, in_one_line
 from mnist_lit.result import write_atomically
@@ -78,10 +78,9 @@ def run(task: Callable[[DictConfig], Any], config_name: str, *, paths: Sequence[
         hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(task_in_own_environment)()
     except KeyboardInterrupt:
         sys.exit(130)
-    except ValueError as error:  # Hydra's, for a part set to null
-        tell_and_exit(UserError(f"{' '.join(sys.argv[1:])}: {error}"))
     except Exception as error:
-        tell_and_exit(error)
+        is_hydras = type(error) is ValueError  # for a part set to null
+        tell_and_exit(UserError(f"{' '.join(sys.argv[1:])}: {error}") if is_hydras else error)
     finally:
         os.environ.pop("HYDRA_FULL_ERROR", None)
 
@@ -229,6 +228,10 @@ def new_folder(parent: str) -> str:
 def describe(error: BaseException) -> str:
     """Return the error in one line, Hydra's and OmegaConf's put into the user's words."""
     cause = error.__cause__
+    resolving: BaseException | None = error if isinstance(error, InterpolationResolutionError) else None
+    while resolving := resolving and resolving.__context__:
+        if isinstance(resolving, UserError):
+            return in_one_line(resolving)
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
         known = [str(key) for key in cause.parent_node if not str(key).startswith("_") and key != "hydra"]
         return f"{cause.full_key} is not a key: there are {', '.join(known)}"

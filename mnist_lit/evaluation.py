@@ -141,7 +141,7 @@ class Evaluation:
         if worst := self._mistakes()[:3]:
             rows += ["", "surest mistakes"]
             rows += [
-                f"  image {mistake['index']}: {mistake['predicted']}, not {mistake['label']}, "
+                f"  image {mistake['index']}: read as {mistake['predicted']}, is {mistake['label']}, "
                 f"confidence {mistake['confidence']:.4f}"
                 for mistake in worst
             ]

@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +42,8 @@ def train(cfg: DictConfig) -> float | None:
         with cli.no_folder_left(Path(output_dir := HydraConfig.get().runtime.output_dir)):
             if cfg.run_dir != output_dir:
                 raise UserError(f"run_dir={cfg.run_dir}: follows hydra.run.dir; give hydra.run.dir=FOLDER instead")
+            if cfg.sweep.dry_run or HydraConfig.get().sweeper.get("params"):
+                raise UserError("sweep: this is a single run; add -m for a sweep")
     run_dir = Path(cfg.run_dir)
     is_resumed = cfg.resume is not None
     with ledger.claimed(run_dir) if "LOCAL_RANK" not in os.environ else nullcontext(True) as is_ours:
@@ -52,7 +55,8 @@ def train(cfg: DictConfig) -> float | None:
         elif "LOCAL_RANK" not in os.environ:
             cli.check_is_new(run_dir)
         with cli.no_folder_left(run_dir):
-            run = _build(cfg)
+            known = ledger.read_result(run_dir) if is_resumed else None
+            run = _build(cfg, known["overrides"] if known else ())
             run.datamodule.prepare_data()
         result = _execute(run, cfg, _checkpoint_of(run) if is_resumed else None)
     if run.trainer.is_global_zero:
@@ -166,13 +170,17 @@ def _record_unbuilt(cfg: DictConfig, job: ledger.Job, error: Exception) -> None:
     result.write(Path(cfg.run_dir))
 
 
-def _build(cfg: DictConfig) -> "Run":
+def _build(cfg: DictConfig, known_overrides: Sequence[str] = ()) -> "Run":
     with cli.fast_imports():
         from mnist_lit.build import build, build_job
     if not HydraConfig.initialized():
         return build(cfg)
     hydra = HydraConfig.get()
-    return (build_job if hydra.mode == RunMode.MULTIRUN else build)(cfg, hydra.overrides.task)
+    if hydra.mode == RunMode.MULTIRUN:
+        return build_job(cfg, hydra.overrides.task)
+    # Of a resumed run, what was overridden when it began counts too, as far as it is known.
+    given = {word.lstrip("+~").split("=", 1)[0]: word for word in (*known_overrides, *hydra.overrides.task)}
+    return build(cfg, [word for key, word in given.items() if key != "resume"])
 
 
 def _execute(run: "Run", cfg: DictConfig, resume_from: Path | None) -> Result:

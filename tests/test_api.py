@@ -33,20 +33,21 @@ for word in ("optimizer.lrr=1", "optimizer.lr=abc", "data.batch_size=0", "optimi
     except UserError as error:
         print(error)
 run = train("data=sample", "debug=fast", run_dir="a,b=c")
-print(run.result.status, run.run_dir)
+print(run.result.status, run.run_dir.name, run.run_dir.is_absolute())
 try:
     train("data=sample", run_dir="a,b=c")
 except UserError as error:
     print(error)
 """
     done = python(script, tmp_path)
+    folder = tmp_path / "a,b=c"
     assert done.stdout.splitlines() == [
         "optimizer.lrr is not a key: there are lr, momentum, nesterov, weight_decay, fused",
         "optimizer.lr=abc: must be a number",
         "data.batch_size must be at least 1 and below 2147483648, got 0",
         "optimizer=sdg: no such option, there are adam, adamw, sgd",
-        "finished a,b=c",
-        "a,b=c belongs to another run: resume=a,b=c goes on with it, or name a new folder",
+        "finished a,b=c True",
+        f"{folder} belongs to another run: resume={folder} goes on with it, or name a new folder",
     ], done.stderr
     assert not list(tmp_path.glob("outputs/train/*/*"))
     assert (tmp_path / "a,b=c" / "config.yaml").exists()

@@ -176,7 +176,7 @@ def test_a_finished_run_goes_on_for_more_epochs(main: Main, tmp_path: Path) -> N
     assert main(*settings, "trainer.max_epochs=1", "hydra.run.dir=longer").code == 0
     assert main("resume=longer", "trainer.max_epochs=3").code == 0
     whole, longer = (read_result(tmp_path / name) for name in ("whole", "longer"))
-    for key in ("metrics", "history", "config_hash", "best_epoch"):
+    for key in ("metrics", "history", "config_hash", "best_epoch", "overrides"):
         assert longer[key] == whole[key]
     assert "max_epochs: 3" in (tmp_path / "longer" / "config.yaml").read_text(encoding="utf-8")
 
@@ -202,7 +202,7 @@ def test_what_cannot_be_resumed_is_refused(
     before = {path.name: path.stat().st_mtime_ns for path in whole.iterdir() if path.name not in (".lock", "train.log")}
     outcome = main(*arguments)
     assert outcome.code == 2
-    assert message in outcome.err
+    assert outcome.err.startswith(f"error: {message}")
     assert outcome.err.count("\n") == 1
     assert not (tmp_path / "nowhere").exists()
     after = {path.name: path.stat().st_mtime_ns for path in whole.iterdir() if path.name not in (".lock", "train.log")}

@@ -1,5 +1,6 @@
 """Checkpoint files that survive what happens to them: a killed process, a folder that is moved."""
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ class WholeFiles(TorchCheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            torch.save(checkpoint, scratch)
+            content = io.BytesIO()
+            torch.save(checkpoint, content)
+            scratch.write_bytes(content.getbuffer())  # an OSError where the disk is full
             scratch.replace(path)
         finally:
             scratch.unlink(missing_ok=True)

@@ -62,7 +62,7 @@ class MNISTDataModule(L.LightningDataModule):
             "split_seed": split_seed,
         }.items():
             if not 0 <= value < 2**63:
-                raise ValueError(f"{key} must be at least 0 and below 2**63, got {value}")
+                raise ValueError(f"{key} must be at least 0{'' if value < 0 else ' and below 2**63'}, got {value}")
         if not (0 < std < math.inf and math.isfinite(mean)):
             raise ValueError(f"std must be above 0, and mean a number: got {std} and {mean}")
         check_source(name, fetch_from, npm_package)

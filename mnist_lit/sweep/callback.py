@@ -115,7 +115,7 @@ class SweepCallback(Callback):
         jobs = [check.job(loader.load_sweep_config(config, [*job, told]), job) for job in grid]
         names = [job.name for job in jobs]
         if duplicates := {name for name in names if names.count(name) > 1}:
-            raise UserError(f"{len(names) - len(set(names))} jobs are there twice, such as {min(duplicates)}")
+            raise UserError(f"{', '.join(sorted(duplicates))}: there twice; name each value once")
         if config.sweep.dry_run:
             print(describe_jobs(folder, jobs))
             sys.exit(0)

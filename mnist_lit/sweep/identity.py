@@ -14,9 +14,9 @@ def short_keys(keys: Sequence[str]) -> dict[str, str]:
     return {key: last if last_parts.count(last) == 1 else key for key, last in zip(keys, last_parts, strict=True)}
 
 
-def sweep_name(keys: Sequence[str]) -> str:
-    """Return the default name of a sweep over `keys`: `lr,batch_size,seed`."""
-    return _as_folder(",".join(short_keys(keys).values()))
+def sweep_name(keys: Sequence[str], experiment: str | None) -> str:
+    """Return the default name of a sweep over `keys`, of an experiment if there is one: `tuned,lr,batch_size,seed`."""
+    return _as_folder(",".join([*([experiment] if experiment else []), *short_keys(keys).values()]))
 
 
 def job_name(keys: Sequence[str], overrides: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ def test_a_job_is_named_by_its_swept_values_in_order() -> None:
 
 def test_keys_that_would_look_alike_stay_whole() -> None:
     keys = ["optimizer.lr", "scheduler.lr", "seed"]
-    assert sweep_name(keys) == "optimizer.lr,scheduler.lr,seed"
+    assert sweep_name(keys, None) == "optimizer.lr,scheduler.lr,seed"
 
 
 def test_added_keys_and_slashes_make_folder_names() -> None:
@@ -20,7 +20,7 @@ def test_added_keys_and_slashes_make_folder_names() -> None:
 
 def test_names_hold_nothing_that_windows_forbids() -> None:
     keys = ["hydra/launcher", "data.root"]
-    assert sweep_name(keys) == "hydra_launcher,root"
+    assert sweep_name(keys, None) == "hydra_launcher,root"
     assert job_name(keys, ["hydra/launcher=a", 'data.root=C:\\<b>"|?*/c']) == "hydra_launcher=a,root=C___b______c"
 
 
@@ -32,4 +32,4 @@ def test_long_names_are_cut_and_stay_unique() -> None:
 
 @pytest.mark.parametrize("keys", [[], ["seed"]])
 def test_a_sweep_has_a_name_whatever_is_swept(keys: list[str]) -> None:
-    assert sweep_name(keys) == ("seed" if keys else "single")
+    assert sweep_name(keys, None) == ("seed" if keys else "single")
