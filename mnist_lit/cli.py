@@ -1,5 +1,6 @@
 """What every entry point shares: where the configuration lies, and errors told in one line."""
 
+import difflib
 import gc
 import logging
 import os
@@ -15,13 +16,13 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from mnist_lit.errors import UserError, in_one_line
-from mnist_lit.result import write_atomically
+from mnist_lit.result import flatten, write_atomically
 from mnist_lit.sweep.identity import job_name, sweep_name
 
 PACKAGE = Path(__file__).parent
@@ -234,7 +235,10 @@ def describe(error: BaseException) -> str:
             return in_one_line(resolving)
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
         known = [str(key) for key in cause.parent_node if not str(key).startswith("_") and key != "hydra"]
-        return f"{cause.full_key} is not a key: there are {', '.join(known)}"
+        return f"{cause.full_key} is not a key: there are {', '.join(known)}{_similar_key(cause)}"
+    if isinstance(error, OverrideParseException):
+        told = " ".join(str(error).split(" See http")[0].split("\nSee http")[0].split())
+        return f"{told}: write KEY=VALUE without spaces, in quotes where it has brackets: 'model.hidden_sizes=[256,64]'"
     if isinstance(error, MissingConfigException) and "/" in str(error.missing_cfg_file):
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         if group in ("hydra/sweeper", "hydra/launcher") and (extra := option.split("_")[0]) in EXTRAS:
@@ -247,6 +251,18 @@ def describe(error: BaseException) -> str:
     if isinstance(error, OSError):
         return f"{error.strerror}: {error.filename}" if error.filename else " ".join(str(error).split())
     return in_one_line(error)
+
+
+def _similar_key(error: ConfigKeyError | ConfigAttributeError) -> str:
+    """Say which key was meant, wherever it is below the one that was asked: `optimizer.lr` for `lr`."""
+    plain = OmegaConf.to_container(error.parent_node) if isinstance(error.parent_node, DictConfig) else {}
+    above = str(error.full_key).rpartition(".")[0]
+    by_last_part = {
+        key.rpartition(".")[2]: key for key, _ in flatten(plain) if not key.startswith(("hydra.", "sweep."))
+    }
+    by_last_part |= {str(key): str(key) for key in plain}
+    found = difflib.get_close_matches(str(error.full_key).rpartition(".")[2], by_last_part, n=1, cutoff=0.7)
+    return f"; did you mean {'.'.join(filter(None, [above, by_last_part[found[0]]]))}?" if found else ""
 
 
 def tell_and_exit(error: Exception) -> NoReturn:

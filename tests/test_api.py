@@ -42,7 +42,7 @@ except UserError as error:
     done = python(script, tmp_path)
     folder = tmp_path / "a,b=c"
     assert done.stdout.splitlines() == [
-        "optimizer.lrr is not a key: there are lr, momentum, nesterov, weight_decay, fused",
+        "optimizer.lrr is not a key: there are lr, momentum, nesterov, weight_decay, fused; did you mean optimizer.lr?",
         "optimizer.lr=abc: must be a number",
         "data.batch_size must be at least 1 and below 2147483648, got 0",
         "optimizer=sdg: no such option, there are adam, adamw, sgd",

@@ -61,7 +61,13 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("seed=0,1 sweep.dry_run=maybe -m", ["sweep.dry_run=maybe: must be true or false"]),
     # Names of keys, options and classes.
     ("+sweep.on_eror=stop", ["sweep.on_eror=stop: not a key; did you mean on_error?"]),
-    ("optimizer.lrr=1", ["optimizer.lrr is not a key: there are lr, momentum, nesterov, weight_decay, fused"]),
+    (
+        "optimizer.lrr=1",
+        ["optimizer.lrr is not a key: there are lr, momentum, ", "; did you mean optimizer.lr?"],
+    ),
+    ("lr=1", ["lr is not a key: there are data, ", "; did you mean optimizer.lr?"]),
+    ("epochs=1", ["epochs is not a key"]),
+    ("max_epoch=1", ["; did you mean trainer.max_epochs?"]),
     ("+optimizer.lrr=1", ["optimizer.lrr=1: not a key; did you mean lr?", "momentum"]),
     ("+foo=1", ["foo=1: not a key; the configuration takes data, augmentation, model, loss, optimizer"]),
     ("augmentation=blur", ["augmentation=blur: no such option, there are affine_elastic, elastic, none"]),
@@ -83,7 +89,8 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
         ["trainer.gradient_clip_val=1: ", "trainer.precision=bf16-mixed", "set optimizer.fused=false"],
     ),
     # What is no KEY=VALUE.
-    ("optimizer.lr", ["optimizer.lr", "missing EQUAL"]),
+    ("optimizer.lr", ["optimizer.lr", "missing EQUAL", ": write KEY=VALUE without spaces"]),
+    ("model.hidden_sizes=[512, 256]", ["write KEY=VALUE without spaces, in quotes where it has brackets"]),
     ("--config-name=trian", ["trian"]),
     ("run_dir=null", ["run_dir=None: follows hydra.run.dir; give hydra.run.dir=FOLDER instead"]),
     ("run_dir=elsewhere", ["run_dir=elsewhere: follows hydra.run.dir"]),

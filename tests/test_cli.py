@@ -101,7 +101,7 @@ def test_unknown_key_is_described_with_the_known_ones() -> None:
         config.optimizer.lrr = 1
     error = HydraException("Could not override")
     error.__cause__ = unknown.value
-    assert cli.describe(error) == "optimizer.lrr is not a key: there are lr, momentum"
+    assert cli.describe(error) == "optimizer.lrr is not a key: there are lr, momentum; did you mean optimizer.lr?"
 
 
 def test_help_names_examples_and_options(command: Command) -> None:
