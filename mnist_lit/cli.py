@@ -255,7 +255,7 @@ def describe(error: BaseException) -> str:
 
 def _similar_key(error: ConfigKeyError | ConfigAttributeError) -> str:
     """Say which key was meant, wherever it is below the one that was asked: `optimizer.lr` for `lr`."""
-    plain = OmegaConf.to_container(error.parent_node) if isinstance(error.parent_node, DictConfig) else {}
+    plain: Any = OmegaConf.to_container(error.parent_node) if isinstance(error.parent_node, DictConfig) else {}
     above = str(error.full_key).rpartition(".")[0]
     by_last_part = {
         key.rpartition(".")[2]: key for key, _ in flatten(plain) if not key.startswith(("hydra.", "sweep."))

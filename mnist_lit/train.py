@@ -42,7 +42,7 @@ def train(cfg: DictConfig) -> float | None:
         with cli.no_folder_left(Path(output_dir := HydraConfig.get().runtime.output_dir)):
             if cfg.run_dir != output_dir:
                 raise UserError(f"run_dir={cfg.run_dir}: follows hydra.run.dir; give hydra.run.dir=FOLDER instead")
-            if cfg.sweep.dry_run or HydraConfig.get().sweeper.get("params"):
+            if cfg.sweep.dry_run is True or HydraConfig.get().sweeper.get("params"):
                 raise UserError("sweep: this is a single run; add -m for a sweep")
     run_dir = Path(cfg.run_dir)
     is_resumed = cfg.resume is not None

@@ -59,6 +59,8 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("sweep.pictures=loss_curve", ["sweep.pictures=loss_curve: must be a list, each text"]),
     ("seed=0,1 sweep.on_error=stpo -m", ["sweep.on_error=stpo: must be continue or stop"]),
     ("seed=0,1 sweep.dry_run=maybe -m", ["sweep.dry_run=maybe: must be true or false"]),
+    ("sweep=grid", ["sweep: this is a single run; add -m for a sweep"]),
+    ("sweep.dry_run=true", ["sweep: this is a single run; add -m for a sweep"]),
     # Names of keys, options and classes.
     ("+sweep.on_eror=stop", ["sweep.on_eror=stop: not a key; did you mean on_error?"]),
     (
