@@ -115,7 +115,7 @@ def test_table_says_it_all(trained: Trained, main: Main, tmp_path: Path) -> None
     scores = f"{three['precision']:.4f}  {three['recall']:.4f}  {three['f1']:.4f}"
     assert f"3         {scores}  {three['num_images']:6}" in lines
     worst = record["mistakes"][0]
-    assert f"image {worst['index']}: {worst['predicted']}, not {worst['label']}" in outcome.out
+    assert f"image {worst['index']}: read as {worst['predicted']}, is {worst['label']}" in outcome.out
     assert lines[-1] == f"folder        {folder_of(outcome, tmp_path).relative_to(tmp_path)}"
     assert max(map(len, lines[1:-1])) <= 100
 
@@ -230,7 +230,7 @@ def test_malicious_pickle_is_refused_by_the_command_line(command: Command, tmp_p
     torch.save({"state_dict": Malicious()}, tmp_path / "a.ckpt")
     done = command("evaluate", "ckpt=a.ckpt")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: a.ckpt: refused, since it holds more than weights and plain data")
+    assert done.stderr.startswith("error: a.ckpt: refused, since it is no checkpoint, or holds more")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "executed").exists()
     assert list(tmp_path.glob("outputs/evaluate/*/*")) == []
