@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mnist_lit.version import __version__
+
 if TYPE_CHECKING:
     from mnist_lit.predictor import Predictor
     from mnist_lit.run import Run
 
-__all__ = ["load_model", "train"]
-__version__ = "0.1.0"
+__all__ = ["__version__", "load_model", "train"]
 
 
 def train(*overrides: str, run_dir: str | Path | None = None) -> "Run":

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from mnist_lit import __version__
+from mnist_lit.version import __version__
 
 SCHEMA_VERSION = 1
 FILE_NAME = "result.json"
