@@ -4,19 +4,13 @@ Besides the entry points only this, `cli` and `sweep.composition` know about Hyd
 here takes plain arguments.
 """
 
-import difflib
-import functools
-import inspect
 import logging
 import math
-import types
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import lightning as L
 import torch
-import typeguard
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -31,6 +25,7 @@ from mnist_lit.data import MNISTDataModule
 from mnist_lit.errors import UserError, in_one_line
 from mnist_lit.module import Classifier
 from mnist_lit.run import Run
+from mnist_lit.signatures import check_arguments
 
 # Lightning's own handler would print everything twice, and its advice at level INFO (devices, tips,
 # "max_epochs reached") repeats what is on the screen.
@@ -139,7 +134,7 @@ def restore_data(
     named = named or {}
     if "_target_" in named:
         node = {**named, "mean": own["mean"], "std": own["std"]}
-        _check_arguments("data", _locate("data", node["_target_"]), node)
+        check_arguments("data", _locate("data", node["_target_"]), node)
     else:
         node = _vetted({"data": {**own, **named} if isinstance(own, Mapping) else own}, trusted)["data"]
     datamodule: MNISTDataModule = _instantiate("data", OmegaConf.create(node))
@@ -166,7 +161,7 @@ def _vetted(parts: Mapping[str, Any], trusted: Sequence[str]) -> dict[str, Any]:
                 f"{', '.join(roots)}; if you trust it and know its package, add trusted=[{target.split('.')[0]}]"
             )
     for key, node in _targets(vetted):
-        _check_arguments(key, _locate(key, node["_target_"]), node)
+        check_arguments(key, _locate(key, node["_target_"]), node)
     return vetted
 
 
@@ -219,9 +214,9 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     Raises UserError for the first key that is unknown to the class it configures, or of another type.
     """
     config = check_keys(_top_level, cfg)
-    _check_arguments("sweep", _sweep, config["sweep"])
+    check_arguments("sweep", _sweep, config["sweep"])
     for key, node in _targets(config):
-        _check_arguments(key, _locate(key, node["_target_"]), node)
+        check_arguments(key, _locate(key, node["_target_"]), node)
     _check_together(config)
     return config
 
@@ -232,7 +227,7 @@ def check_keys(expected: Callable[..., Any], cfg: DictConfig) -> dict[str, Any]:
     Raises UserError for the first key that does not.
     """
     config = resolve(cfg)
-    _check_arguments("", expected, config)
+    check_arguments("", expected, config)
     return config
 
 
@@ -317,69 +312,6 @@ def _locate(key: str, target: str) -> Callable[..., Any]:
     except Exception as error:  # whatever importing a user's module raises
         raise UserError(f"{key}._target_={target}: cannot be imported: {in_one_line(error)}") from error
     return found
-
-
-def _check_arguments(key: str, target: Callable[..., Any], node: dict[str, Any]) -> None:
-    """Compare a node's keys and values with the signature of what it configures."""
-    names, takes_any, hints = _arguments_of(target)
-    for name, value in node.items():
-        if name in ("_target_", "_partial_", "_convert_", "_recursive_"):
-            continue
-        dotted = f"{key}.{name}" if key else name
-        if name not in names and not takes_any:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise UserError(f"{dotted}={value}: not a key; {hint}{key or 'the configuration'} takes {', '.join(names)}")
-        is_built_first = isinstance(value, dict) and "_target_" in value
-        if name in hints and not is_built_first and not _is_a(value, hints[name]):
-            raise UserError(f"{dotted}={value}: must be {_in_words(hints[name])}")
-
-
-@functools.cache  # the hints of lightning.Trainer take as long to read as all else here
-def _arguments_of(target: Callable[..., Any]) -> tuple[list[str], bool, dict[str, Any]]:
-    """Return the names of what can be given by keyword, whether any other can too, and the type hints."""
-    signature = inspect.signature(target)
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
-    names = [name for name, p in signature.parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    try:
-        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except Exception:  # hints that only a type checker can read
-        hints = {}
-    return names, takes_any, hints
-
-
-def _is_a(value: Any, hint: Any) -> bool:
-    if isinstance(value, bool) and hint in (int, float):
-        return False  # Python's bool is an int; a user's `true` is not a number
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return any(_is_a(value, option) for option in typing.get_args(hint))
-    if isinstance(value, list) and typing.get_origin(hint) is tuple:
-        value = tuple(value)  # YAML has no tuples
-    try:
-        typeguard.check_type(value, hint, collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS)
-    except typeguard.TypeCheckError:
-        return False
-    return True
-
-
-def _in_words(hint: Any) -> str:
-    """Say in YAML's words what a type hint allows; classes that YAML cannot write are left out."""
-    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    if hint in plain:
-        return plain[hint]
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return " or ".join(dict.fromkeys(map(str, options)))
-    if origin in (typing.Union, types.UnionType):
-        words = " or ".join(filter(None, map(_in_words, options)))
-        return " or ".join(dict.fromkeys(words.split(" or ")))  # an option may stand in two literals
-    if origin is tuple:
-        return f"a list [{', '.join(map(_in_words, options))}]"
-    if isinstance(origin, type) and issubclass(origin, typing.Mapping):
-        return "a group of keys"
-    if isinstance(origin, type) and issubclass(origin, typing.Iterable):
-        return f"a list, each {_in_words(options[0])}"
-    return ""
 
 
 def _instantiate(key: str, node: DictConfig, **arguments: Any) -> Any:
