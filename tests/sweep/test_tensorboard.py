@@ -181,7 +181,8 @@ def test_browser_lists_the_runs(page: Any) -> None:
     open_tab(page, "timeseries")
     rows = page.locator("tb-data-table-content-row")
     rows.nth(5).wait_for()
-    assert {row.inner_text().strip() for row in rows.all()} == set(SETTINGS)
+    # The values of a chart that the mouse happens to be over stand behind the name.
+    assert {row.inner_text().strip().split("\n")[0] for row in rows.all()} == set(SETTINGS)
 
 
 def test_browser_draws_the_curves(page: Any) -> None:
