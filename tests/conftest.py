@@ -4,9 +4,11 @@ import importlib
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,12 +23,15 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from made_runs import add, grid, sweep_dir, with_charts  # noqa: F401 (fixtures)
 from made_sources import install_npm, mirror, no_mirrors, no_npm  # noqa: F401 (fixtures)
+from made_sweeps import sweep  # noqa: F401 (fixtures)
 from matplotlib import get_data_path
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
 
-from mnist_lit import cli
+from mnist_lit import cli, load_model
 from mnist_lit.data import sources
+from mnist_lit.predictor import Predictor
+from mnist_lit.server import Server
 from mnist_lit.train import train
 
 # Two busy processes with two threads each on two cores wait for one another most of the time.
@@ -221,3 +226,36 @@ def rendered(
     image = Image.new("L", (right - left + 2 * margin, bottom - top + 2 * margin))
     ImageDraw.Draw(image).text((margin - left, margin - top), text, font=letters, fill=255)
     return np.asarray(image)
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    """A network that knows its digits: 9 of 10 in the sample's test set."""
+    cli.register_resolvers()
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    overrides = ["loss=cross_entropy", "optimizer.lr=0.1", "trainer.max_epochs=8"]
+    train(compose_config(folder, *overrides, "callbacks.pictures=null", "logger=none"))
+    return load_model(folder)
+
+
+@pytest.fixture(scope="module")
+def server(predictor: Predictor) -> Iterator[Server]:
+    with Server(predictor, port=0) as server:
+        thread = threading.Thread(target=server.serve_forever, args=[0.01])
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium on PATH: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium)
+        yield browser
+        browser.close()

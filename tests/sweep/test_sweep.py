@@ -1,82 +1,18 @@
-import json
 import os
 import random
 import signal
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from made_sweeps import Sweep, assert_same_sweep, exit_code, in_child, results
 from omegaconf import DictConfig
 
 from mnist_lit import build
 from mnist_lit.data import sources
 from mnist_lit.run import Run
-from mnist_lit.sweep import ledger
-from mnist_lit.train import main
-
-QUICK = ("-m", "data=sample", "trainer.max_epochs=2", "callbacks.pictures.num_images=4")
-Sweep = Callable[..., int]
-
-
-@pytest.fixture
-def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
-    """Run `mnist-lit-train -m ...` in this process and in `tmp_path`; return its exit code."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["mnist-lit-train", *QUICK, *arguments])
-        try:
-            main()
-        except SystemExit as ended:
-            return int(ended.code or 0)
-        return 0
-
-    return run
-
-
-def in_child(sweep: Sweep, *arguments: str) -> int:
-    """Start a sweep in a forked process, which has all imports already; return its process id."""
-    import mnist_lit.sweep.report  # noqa: F401  the slowest of them
-
-    pid = os.fork()
-    if pid == 0:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
-        os._exit(sweep(*arguments))
-    return pid
-
-
-def exit_code(pid: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def results(folder: str) -> dict[str, dict[str, Any]]:
-    return {path.parent.name: json.loads(path.read_text()) for path in sorted(Path(folder).glob("*/result.json"))}
-
-
-def weights(folder: str) -> dict[str, dict[str, torch.Tensor]]:
-    return {
-        path.parts[-3]: torch.load(path, weights_only=True)["state_dict"]
-        for path in sorted(Path(folder).glob("*/checkpoints/best.ckpt"))
-    }
-
-
-def assert_same_sweep(one: str, other: str) -> None:
-    first, second = results(one), results(other)
-    assert first.keys() == second.keys()
-    for name in first:
-        assert first[name]["status"] == second[name]["status"]
-        assert first[name]["metrics"] == second[name]["metrics"]
-        assert first[name]["history"] == second[name]["history"]
-    first_weights, second_weights = weights(one), weights(other)
-    assert first_weights.keys() == second_weights.keys() == first.keys()
-    for name, state in first_weights.items():
-        assert all(torch.equal(tensor, second_weights[name][key]) for key, tensor in state.items())
 
 
 def test_every_combination_is_a_run_in_a_legible_folder(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
@@ -276,100 +212,3 @@ def test_a_job_that_fails_while_it_is_built_is_recorded(
     assert captured.err.splitlines()[-1] == "failed: seed=1: RuntimeError: out of memory"
     assert "2/3  seed=1  failed" in captured.out
     assert "2 finished, 1 failed" in captured.out
-
-
-def test_ready_sweeps_know_their_keys(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sweep("sweep=grid", "trainer.max_epochs=1,2", "optimizer.lr=0.1", "sweep.dry_run=true") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "to do  batch_size=64,max_epochs=1"  # what the command line fixes is not swept
-    assert lines[-1] == "6 jobs, 6 to do in outputs/sweeps/batch_size,max_epochs: no job has run yet"
-    assert sweep("sweep=seeds", "seed=3,4", "trainer.max_epochs=1") == 0
-    assert list(results("outputs/sweeps/seed")) == ["seed=3", "seed=4"]
-    assert [job.name for job in ledger.read_jobs(Path("outputs/sweeps/seed"))] == ["seed=3", "seed=4"]
-
-
-def test_a_search_goes_on_where_it_was_cut_off(
-    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra optuna")
-    monkeypatch.setenv("SQLALCHEMY_SILENCE_UBER_WARNING", "1")  # which the search sets too late for the next line
-    import optuna
-
-    search = ("sweep=tpe", "optimizer.lr=tag(log,interval(1e-10,1e7))", "trainer.max_epochs=1")
-    folder = Path("outputs/sweeps/tpe-lr,batch_size")
-    assert sweep(*search, "hydra.sweeper.n_trials=3") == 0
-    assert "3/3  lr=" in capsys.readouterr().out
-    found = results(str(folder))
-    assert {"finished", "diverged"} == {result["status"] for result in found.values()}
-    assert {job.name for job in ledger.read_jobs(folder)} == found.keys()
-    study = optuna.load_study(study_name="tpe", storage=f"sqlite:///{folder}/study.db")
-    assert [trial.value for trial in study.trials] == [
-        found[f"lr={trial.params['optimizer.lr']},batch_size={trial.params['data.batch_size']}"]["metrics"].get(
-            "val/acc", 0.0
-        )
-        for trial in study.trials
-    ]
-
-    # What a kill leaves: a trial without an end.
-    cut_off = study.ask({"optimizer.lr": optuna.distributions.LogUniformDistribution(1e-10, 1e7)})
-    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/result.json")}
-    assert sweep(*search, "hydra.sweeper.n_trials=4") == 0
-    assert all(path.stat().st_mtime_ns == time_before for path, time_before in before.items())
-    (new,) = results(str(folder)).keys() - found.keys()
-    assert new.startswith(f"lr={cut_off.params['optimizer.lr']},")
-    assert sum(trial.state == optuna.trial.TrialState.COMPLETE for trial in study.trials) == 4
-
-
-def test_what_all_trials_share_is_checked_before_the_first(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra optuna")
-    assert sweep("sweep=tpe", "trainer.strategy=nonsense") == 2
-    assert "invalid strategy name" in capsys.readouterr().err
-    assert not Path("outputs").exists()
-
-
-@pytest.mark.parametrize(
-    ("launcher", "options"),
-    [
-        ("joblib", ["hydra.launcher.n_jobs=2"]),
-        ("ray", ["+hydra.launcher.ray.init.num_cpus=2"]),
-        ("submitit_local", []),
-    ],
-)
-def test_launchers_give_the_same_sweep(
-    launcher: str,
-    options: list[str],
-    sweep: Sweep,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    extra = launcher.partition("_")[0]
-    pytest.importorskip(f"hydra_plugins.hydra_{extra}_launcher", reason=f"needs the extra {extra}")
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    Path("file").touch()
-    arguments = (f"hydra/launcher={launcher}", "callbacks.checkpoint.dirpath=file/x,a,b,c", "sweep.name=s", *options)
-    try:
-        assert sweep(*arguments) == 1
-        captured = capsys.readouterr()
-        found = results("outputs/sweeps/s")
-        assert {name: result["status"] for name, result in found.items()} == {
-            "dirpath=file_x": "failed",
-            "dirpath=a": "finished",
-            "dirpath=b": "finished",
-            "dirpath=c": "finished",
-        }
-        num_threads = 1 if launcher != "joblib" else max((os.cpu_count() or 1) // 2, 1)
-        assert found["dirpath=a"]["device"].endswith(f"({num_threads} threads)")
-        assert sorted(line.split("  ")[1] for line in captured.out.splitlines() if "/4  " in line) == sorted(found)
-        assert "failed: dirpath=file_x: " in captured.err
-        assert "3 finished, 1 failed" in captured.out
-
-        before = {path: path.stat().st_mtime_ns for path in Path("outputs/sweeps/s").glob("*/result.json")}
-        Path("file").unlink()
-        assert sweep(*arguments) == 0
-        changed = [path.parent.name for path, time_before in before.items() if path.stat().st_mtime_ns != time_before]
-        assert changed == ["dirpath=file_x"]
-    finally:
-        if launcher == "ray":
-            import ray
-
-            ray.shutdown()

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -156,20 +155,14 @@ def test_every_job_has_its_row(server: Server, outputs: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def page(request: pytest.FixtureRequest) -> Iterator[Any]:
+def page(browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
     """A page of a headless Chromium; its locators look into shadow roots, which TensorBoard is built of."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium on PATH: apt-get install chromium")
-    # Only now, lest a sweep be trained for nothing.
+    # Only now, lest a sweep be trained for nothing where there is no browser.
     server: Server = request.getfixturevalue("server")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium)
-        page = browser.new_page(base_url=server.url, viewport={"width": 1600, "height": 1200})
-        page.set_default_timeout(60_000)
-        yield page
-        browser.close()
+    page = browser.new_page(base_url=server.url, viewport={"width": 1600, "height": 1200})
+    page.set_default_timeout(60_000)
+    yield page
+    page.close()
 
 
 def open_tab(page: Any, tab: str) -> None:

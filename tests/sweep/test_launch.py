@@ -1,0 +1,106 @@
+"""Ready sweeps, the search, and launchers: how jobs are chosen and where they run."""
+
+import os
+from pathlib import Path
+
+import pytest
+from made_sweeps import Sweep, results
+
+from mnist_lit.sweep import ledger
+
+
+def test_ready_sweeps_know_their_keys(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep("sweep=grid", "trainer.max_epochs=1,2", "optimizer.lr=0.1", "sweep.dry_run=true") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "to do  batch_size=64,max_epochs=1"  # what the command line fixes is not swept
+    assert lines[-1] == "6 jobs, 6 to do in outputs/sweeps/batch_size,max_epochs: no job has run yet"
+    assert sweep("sweep=seeds", "seed=3,4", "trainer.max_epochs=1") == 0
+    assert list(results("outputs/sweeps/seed")) == ["seed=3", "seed=4"]
+    assert [job.name for job in ledger.read_jobs(Path("outputs/sweeps/seed"))] == ["seed=3", "seed=4"]
+
+
+def test_a_search_goes_on_where_it_was_cut_off(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra optuna")
+    monkeypatch.setenv("SQLALCHEMY_SILENCE_UBER_WARNING", "1")  # which the search sets too late for the next line
+    import optuna
+
+    search = ("sweep=tpe", "optimizer.lr=tag(log,interval(1e-10,1e7))", "trainer.max_epochs=1")
+    folder = Path("outputs/sweeps/tpe-lr,batch_size")
+    assert sweep(*search, "hydra.sweeper.n_trials=3") == 0
+    assert "3/3  lr=" in capsys.readouterr().out
+    found = results(str(folder))
+    assert {"finished", "diverged"} == {result["status"] for result in found.values()}
+    assert {job.name for job in ledger.read_jobs(folder)} == found.keys()
+    study = optuna.load_study(study_name="tpe", storage=f"sqlite:///{folder}/study.db")
+    assert [trial.value for trial in study.trials] == [
+        found[f"lr={trial.params['optimizer.lr']},batch_size={trial.params['data.batch_size']}"]["metrics"].get(
+            "val/acc", 0.0
+        )
+        for trial in study.trials
+    ]
+
+    # What a kill leaves: a trial without an end.
+    cut_off = study.ask({"optimizer.lr": optuna.distributions.LogUniformDistribution(1e-10, 1e7)})
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/result.json")}
+    assert sweep(*search, "hydra.sweeper.n_trials=4") == 0
+    assert all(path.stat().st_mtime_ns == time_before for path, time_before in before.items())
+    (new,) = results(str(folder)).keys() - found.keys()
+    assert new.startswith(f"lr={cut_off.params['optimizer.lr']},")
+    assert sum(trial.state == optuna.trial.TrialState.COMPLETE for trial in study.trials) == 4
+
+
+def test_what_all_trials_share_is_checked_before_the_first(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra optuna")
+    assert sweep("sweep=tpe", "trainer.strategy=nonsense") == 2
+    assert "invalid strategy name" in capsys.readouterr().err
+    assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("launcher", "options"),
+    [
+        ("joblib", ["hydra.launcher.n_jobs=2"]),
+        ("ray", ["+hydra.launcher.ray.init.num_cpus=2"]),
+        ("submitit_local", []),
+    ],
+)
+def test_launchers_give_the_same_sweep(
+    launcher: str,
+    options: list[str],
+    sweep: Sweep,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    extra = launcher.partition("_")[0]
+    pytest.importorskip(f"hydra_plugins.hydra_{extra}_launcher", reason=f"needs the extra {extra}")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    Path("file").touch()
+    arguments = (f"hydra/launcher={launcher}", "callbacks.checkpoint.dirpath=file/x,a,b,c", "sweep.name=s", *options)
+    try:
+        assert sweep(*arguments) == 1
+        captured = capsys.readouterr()
+        found = results("outputs/sweeps/s")
+        assert {name: result["status"] for name, result in found.items()} == {
+            "dirpath=file_x": "failed",
+            "dirpath=a": "finished",
+            "dirpath=b": "finished",
+            "dirpath=c": "finished",
+        }
+        num_threads = 1 if launcher != "joblib" else max((os.cpu_count() or 1) // 2, 1)
+        assert found["dirpath=a"]["device"].endswith(f"({num_threads} threads)")
+        assert sorted(line.split("  ")[1] for line in captured.out.splitlines() if "/4  " in line) == sorted(found)
+        assert "failed: dirpath=file_x: " in captured.err
+        assert "3 finished, 1 failed" in captured.out
+
+        before = {path: path.stat().st_mtime_ns for path in Path("outputs/sweeps/s").glob("*/result.json")}
+        Path("file").unlink()
+        assert sweep(*arguments) == 0
+        changed = [path.parent.name for path, time_before in before.items() if path.stat().st_mtime_ns != time_before]
+        assert changed == ["dirpath=file_x"]
+    finally:
+        if launcher == "ray":
+            import ray
+
+            ray.shutdown()
