@@ -38,11 +38,9 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> "Run":
     folder = Path(run_dir or cli.new_folder("outputs/train")).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     cfg.run_dir = str(folder)
-    with ledger.claimed(folder) as is_ours, cli.no_folder_left(folder):
+    with ledger.held(folder), cli.no_folder_left(folder):
         cli.check_is_new(folder)
         run = build(cfg, overrides)
-        if not is_ours:
-            raise UserError(f"{folder}: another process is at work there; wait for it, or end it first")
         if run.trainer.world_size > 1:
             raise UserError("trainer.devices: from Python, set it to 1; the command line can train on several")
         run.datamodule.prepare_data()

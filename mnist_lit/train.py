@@ -46,13 +46,11 @@ def train(cfg: DictConfig) -> float | None:
                 raise UserError("sweep: this is a single run; add -m for a sweep")
     run_dir = Path(cfg.run_dir)
     is_resumed = cfg.resume is not None
-    with ledger.claimed(run_dir) if "LOCAL_RANK" not in os.environ else nullcontext(True) as is_ours:
-        if not is_ours:
-            raise UserError(f"{run_dir}: another process is at work there; wait for it, or end it first")
+    is_first = "LOCAL_RANK" not in os.environ  # Lightning starts a distributed run's other processes in the same folder
+    with ledger.held(run_dir) if is_first else nullcontext():
         if is_resumed:
             cfg = _as_it_was(cfg)
-        # Lightning starts the other processes of a distributed run with the same folder.
-        elif "LOCAL_RANK" not in os.environ:
+        elif is_first:
             cli.check_is_new(run_dir)
         with cli.no_folder_left(run_dir):
             known = ledger.read_result(run_dir) if is_resumed else None
@@ -90,9 +88,14 @@ def _as_it_was(cfg: DictConfig) -> DictConfig:
 def _checkpoint_of(run: "Run") -> Path | None:
     """Return the checkpoint that a resumed run goes on from, or None if it was cut off before the first.
 
-    Raises UserError, before anything in the run's folder is touched, for one that is damaged or has had more epochs.
+    Raises UserError, before anything in the run's folder is touched, for one that is damaged or has had more epochs,
+    and for a run that has finished without one.
     """
     if (found := run.last_checkpoint()) is None:
+        if (ledger.read_result(run.run_dir) or {}).get("status") == "finished":
+            raise UserError(
+                f"{run.run_dir}: finished, and kept no checkpoints/last.ckpt to go on from (callbacks.last)"
+            )
         run.start_anew()
         return None
     path, checkpoint = found

@@ -224,6 +224,16 @@ def test_what_cannot_go_on_leaves_the_record_of_the_run(main: Main, tmp_path: Pa
     assert [(folder / name).read_bytes() for name in ("result.json", "config.yaml")] == before
 
 
+def test_a_finished_run_without_its_last_checkpoint_is_left_alone(main: Main, tmp_path: Path) -> None:
+    settings = [setting for setting in SETTINGS if "scheduler" not in setting]
+    assert main(*settings, "trainer.max_epochs=1", "callbacks.last=null", "hydra.run.dir=run").code == 0
+    best = (tmp_path / "run" / "checkpoints" / "best.ckpt").read_bytes()
+    outcome = main("resume=run", "trainer.max_epochs=2")
+    assert outcome.code == 2
+    assert "run: finished, and kept no checkpoints/last.ckpt to go on from" in outcome.err
+    assert (tmp_path / "run" / "checkpoints" / "best.ckpt").read_bytes() == best
+
+
 def test_a_resumed_run_can_be_repeated_from_its_config(main: Main, tmp_path: Path) -> None:
     settings = [setting for setting in SETTINGS if "scheduler" not in setting]
     assert main(*settings, "trainer.max_epochs=1", "hydra.run.dir=run").code == 0

@@ -75,10 +75,10 @@ class SweepCallback(Callback):
             print(write_report([folder / job.name for job in jobs], folder))
         except UserError as error:  # such as runs without validation, which nothing can rank
             print(f"no report: {error}")
-        failed = [job for job in jobs if (ledger.read_result(folder / job.name) or {}).get("status") == "failed"]
-        for job in failed:
-            result = ledger.read_result(folder / job.name) or {}
-            print(f"failed: {job.name}: {result.get('error')}", file=sys.stderr)
+        results = {job.name: ledger.read_result(folder / job.name) for job in jobs}
+        failed = {name: result for name, result in results.items() if result and result["status"] == "failed"}
+        for name, result in failed.items():
+            print(f"failed: {name}: {result['error']}", file=sys.stderr)
         return len(failed)
 
     def _prepare(self, config: DictConfig) -> None:

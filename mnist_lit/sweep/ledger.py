@@ -135,3 +135,12 @@ def claimed(run_dir: Path) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
+
+
+@contextmanager
+def held(run_dir: Path) -> Iterator[None]:
+    """Hold a run's folder; raises UserError if another process does."""
+    with claimed(run_dir) as is_ours:
+        if not is_ours:
+            raise UserError(f"{run_dir}: another process is at work there; wait for it, or end it first")
+        yield
