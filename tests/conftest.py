@@ -1,9 +1,14 @@
 """Real digits for every test: the packaged sample, no network, one job in this process unless it must not be."""
 
+import os
+
+# Two busy processes with two threads each on two cores wait for one another most of the time. Libraries read this when
+# they are imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import importlib
 import json
 import logging
-import os
 import shutil
 import signal
 import subprocess
@@ -33,10 +38,6 @@ from mnist_lit.data import sources
 from mnist_lit.predictor import Predictor
 from mnist_lit.server import Server
 from mnist_lit.train import train
-
-# Two busy processes with two threads each on two cores wait for one another most of the time.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-torch.set_num_threads(1)
 
 Compose = Callable[..., DictConfig]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -1,7 +1,6 @@
-"""Sweeps of the sample, in this process or a forked one, and what they leave."""
+"""Sweeps of the sample, and what they leave."""
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,35 +31,18 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
     return run
 
 
-def in_child(sweep: Sweep, *arguments: str) -> int:
-    """Start a sweep in a forked process, which has all imports already; return its process id."""
-    import mnist_lit.sweep.report  # noqa: F401  the slowest of them
-
-    pid = os.fork()
-    if pid == 0:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
-        os._exit(sweep(*arguments))
-    return pid
-
-
-def exit_code(pid: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def results(folder: str) -> dict[str, dict[str, Any]]:
+def results(folder: str | Path) -> dict[str, dict[str, Any]]:
     return {path.parent.name: json.loads(path.read_text()) for path in sorted(Path(folder).glob("*/result.json"))}
 
 
-def weights(folder: str) -> dict[str, dict[str, torch.Tensor]]:
+def weights(folder: str | Path) -> dict[str, dict[str, torch.Tensor]]:
     return {
         path.parts[-3]: torch.load(path, weights_only=True)["state_dict"]
         for path in sorted(Path(folder).glob("*/checkpoints/best.ckpt"))
     }
 
 
-def assert_same_sweep(one: str, other: str) -> None:
+def assert_same_sweep(one: Path, other: Path) -> None:
     first, second = results(one), results(other)
     assert first.keys() == second.keys()
     for name in first:

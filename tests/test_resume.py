@@ -1,21 +1,14 @@
 """Runs that are cut off and go on end in the same bits as runs that never were."""
 
-import os
 import signal
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from conftest import Main, read_checkpoint, read_result
+from made_processes import exit_code, in_child
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor
-
-from mnist_lit.module import Classifier
-from mnist_lit.train import main as train_main
 
 # 16 steps an epoch; distortions and dropout draw random numbers in all of them, and the schedule spans the run.
 SETTINGS = (
@@ -35,54 +28,17 @@ pytestmark = pytest.mark.usefixtures("ctrl_c")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing cut off."""
     folder = tmp_path_factory.mktemp("whole")
-    assert exit_code(in_child(lambda: None, *SETTINGS, f"hydra.run.dir='{folder}'")) == 0
+    assert exit_code(in_child(*SETTINGS, f"hydra.run.dir='{folder}'", folder=folder)) == 0
     return folder
 
 
-def in_child(change: Callable[[], None], *arguments: str) -> int:
-    """Run `mnist_lit.train` in a forked process, after `change` to it; return its process id."""
-    if pid := os.fork():
-        return pid
-    code: int | str | None = 1
-    try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
-        change()
-        sys.argv = ["train", *arguments]
-        train_main()
-        code = 0
-    except SystemExit as end:
-        code = end.code
-    finally:
-        os._exit(code if isinstance(code, int) else 1)
-
-
-def exit_code(pid: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 def resume(folder: Path) -> int:
-    return exit_code(in_child(lambda: None, f"resume={folder}"))
-
-
-def signal_in_step(step: int, number: int) -> Callable[[], None]:
-    """Make the process send itself a signal in the middle of a step, counted from 1."""
-    training_step = Classifier.training_step
-
-    def change() -> None:
-        def patched(self: Classifier, batch: Any, batch_idx: int) -> Tensor:
-            if self.trainer.global_step == step - 1:
-                os.kill(os.getpid(), number)
-            return training_step(self, batch, batch_idx)
-
-        Classifier.training_step = patched  # type: ignore[method-assign]
-
-    return change
+    return exit_code(in_child(f"resume={folder}", folder=folder))
 
 
 def cut_off(folder: Path, step: int, number: int) -> int:
-    return exit_code(in_child(signal_in_step(step, number), *SETTINGS, f"hydra.run.dir='{folder}'"))
+    arguments = (*SETTINGS, f"hydra.run.dir='{folder}'")
+    return exit_code(in_child(*arguments, folder=folder.parent, step=step, number=number))
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -153,7 +109,7 @@ def test_killed_before_its_first_checkpoint_a_run_starts_anew(whole: Path, tmp_p
 def test_cut_off_twice_a_run_still_ends_in_the_same_bits(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "lr=1,of a sweep"  # Hydra's own characters
     assert cut_off(folder, 7, signal.SIGTERM) == 143
-    assert exit_code(in_child(signal_in_step(12, signal.SIGINT), f"resume={folder}")) == 130
+    assert exit_code(in_child(f"resume={folder}", folder=tmp_path, step=12, number=signal.SIGINT)) == 130
     assert read_checkpoint(folder, "last")["global_step"] == 12
     assert resume(folder) == 0
     assert_same(folder, whole)
@@ -244,13 +200,15 @@ def test_a_resumed_run_can_be_repeated_from_its_config(main: Main, tmp_path: Pat
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path, main: Main) -> None:
     folder = tmp_path / "run"
-    pid = in_child(lambda: None, *SETTINGS, "trainer.max_epochs=1000", f"hydra.run.dir='{folder}'")
+    arguments = (*SETTINGS, "trainer.max_epochs=1000", f"hydra.run.dir='{folder}'")
+    process = in_child(*arguments, folder=tmp_path)
     try:
         while not (folder / "config.yaml").exists():
+            assert process.is_alive()
             time.sleep(0.05)
         outcome = main(f"resume={folder}")
     finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        process.kill()
+        assert exit_code(process) == -signal.SIGKILL
     assert outcome.code == 2
     assert outcome.err == f"error: {folder}: another process is at work there; wait for it, or end it first\n"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_sweeps import Sweep, assert_same_sweep, exit_code, in_child, results
+from made_processes import exit_code, in_child
+from made_sweeps import QUICK, Sweep, assert_same_sweep, results
 from omegaconf import DictConfig
 
 from mnist_lit import build
@@ -135,48 +136,53 @@ def test_a_diverged_job_is_a_finding_not_a_failure(sweep: Sweep) -> None:
     }
 
 
-def test_killed_at_any_moment_a_sweep_ends_in_the_same_bits(sweep: Sweep) -> None:
+def test_killed_at_any_moment_a_sweep_ends_in_the_same_bits(tmp_path: Path) -> None:
     # Short jobs, so that the kills hit everything between two of them as well.
-    grid = ("optimizer.lr=0.1,0.03", "seed=0,1", "trainer.limit_train_batches=5", "sweep.pictures=[]")
+    grid = (*QUICK, "optimizer.lr=0.1,0.03", "seed=0,1", "trainer.limit_train_batches=5", "sweep.pictures=[]")
+    whole, killed = (tmp_path / "outputs" / "sweeps" / name for name in ("whole", "killed"))
+    assert exit_code(in_child(*grid, "sweep.dry_run=true", folder=tmp_path)) == 0  # the first child waits for imports
     began = time.monotonic()
-    assert exit_code(in_child(sweep, *grid, "sweep.name=whole")) == 0
+    assert exit_code(in_child(*grid, "sweep.name=whole", folder=tmp_path)) == 0
     duration = time.monotonic() - began
     moments = random.Random(0)
     num_killed = 0
-    for _ in range(40):
-        pid = in_child(sweep, *grid, "sweep.name=killed")
+    for trial in range(40):
+        process = in_child(*grid, "sweep.name=killed", folder=tmp_path)
         time.sleep(moments.uniform(0.2, 0.7) * duration)
-        os.kill(pid, signal.SIGKILL)
-        num_killed += exit_code(pid) == -signal.SIGKILL
+        process.kill()
+        num_killed += exit_code(process) == -signal.SIGKILL
         if num_killed >= 10:
             break
-        if len(results("outputs/sweeps/killed")) == 4:  # start over, until it was killed often enough
-            assert_same_sweep("outputs/sweeps/whole", "outputs/sweeps/killed")
-            Path("outputs/sweeps/killed").rename(f"outputs/sweeps/done{num_killed}")
+        if len(results(killed)) == 4:  # start over, until it was killed often enough
+            assert_same_sweep(whole, killed)
+            killed.rename(killed.with_name(f"done{trial}"))
     assert num_killed >= 10
-    assert exit_code(in_child(sweep, *grid, "sweep.name=killed")) == 0
-    assert_same_sweep("outputs/sweeps/whole", "outputs/sweeps/killed")
+    assert exit_code(in_child(*grid, "sweep.name=killed", folder=tmp_path)) == 0
+    assert_same_sweep(whole, killed)
 
 
-def test_ctrl_c_leaves_the_job_interrupted_and_resumable(sweep: Sweep) -> None:
-    arguments = ("seed=0,1", "trainer.max_epochs=100", "sweep.name=s")
-    pid = in_child(sweep, *arguments)
-    checkpoint = Path("outputs/sweeps/s/seed=0/checkpoints/last.ckpt")
+def test_ctrl_c_leaves_the_job_interrupted_and_resumable(tmp_path: Path) -> None:
+    process = in_child(*QUICK, "seed=0,1", "trainer.max_epochs=100", "sweep.name=s", folder=tmp_path)
+    checkpoint = tmp_path / "outputs/sweeps/s/seed=0/checkpoints/last.ckpt"
     while not checkpoint.exists():
+        assert process.is_alive()
         time.sleep(0.05)
-    os.kill(pid, signal.SIGINT)
-    assert exit_code(pid) == 130
-    assert {name: result["status"] for name, result in results("outputs/sweeps/s").items()} == {"seed=0": "interrupted"}
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    assert exit_code(process) == 130
+    found = results(tmp_path / "outputs/sweeps/s")
+    assert {name: result["status"] for name, result in found.items()} == {"seed=0": "interrupted"}
     assert torch.load(checkpoint, weights_only=True)["epoch"] >= 0
 
 
-def test_two_copies_at_once_share_the_jobs(sweep: Sweep) -> None:
-    arguments = ("optimizer.lr=0.1,0.03", "seed=0,1")
-    assert exit_code(in_child(sweep, *arguments, "sweep.name=alone")) == 0
-    pids = [in_child(sweep, *arguments, "sweep.name=shared") for _ in range(2)]
-    assert [exit_code(pid) for pid in pids] == [0, 0]
-    assert_same_sweep("outputs/sweeps/alone", "outputs/sweeps/shared")
-    for run_dir in Path("outputs/sweeps/shared").glob("lr*"):
+def test_two_copies_at_once_share_the_jobs(tmp_path: Path) -> None:
+    arguments = (*QUICK, "optimizer.lr=0.1,0.03", "seed=0,1")
+    alone, shared = (tmp_path / "outputs" / "sweeps" / name for name in ("alone", "shared"))
+    assert exit_code(in_child(*arguments, "sweep.name=alone", folder=tmp_path)) == 0
+    processes = [in_child(*arguments, "sweep.name=shared", folder=tmp_path) for _ in range(2)]
+    assert [exit_code(process) for process in processes] == [0, 0]
+    assert_same_sweep(alone, shared)
+    for run_dir in shared.glob("lr*"):
         assert len(list(run_dir.glob("events.out.tfevents.*"))) == 1
 
 

@@ -1,0 +1,56 @@
+"""Trainings in processes of their own, started off one that has all imports already and runs nothing else.
+
+A test's own process is not forked: it has threads, and what they hold in that moment stays held in the copy.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mnist_lit.module import Classifier
+from mnist_lit.train import main
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["mnist_lit.build", "mnist_lit.train", "mnist_lit.sweep.report"])
+# Many times what one of them takes.
+_SECONDS = 200
+
+
+def in_child(*arguments: str, folder: Path, step: int = 0, number: int = signal.SIGTERM) -> ForkServerProcess:
+    """Start `python -m mnist_lit.train` in `folder`; in the middle of a step, counted from 1, it gets a signal."""
+    process = _CONTEXT.Process(target=_train, args=(arguments, folder, step, int(number)))
+    process.start()
+    return process
+
+
+def exit_code(process: ForkServerProcess) -> int:
+    """Wait until a process has ended; it must not take long."""
+    process.join(_SECONDS)
+    if process.exitcode is None:
+        process.kill()
+    assert process.exitcode is not None, "the process hangs"
+    return process.exitcode
+
+
+def _train(arguments: tuple[str, ...], folder: Path, step: int, number: int) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    os.chdir(folder)
+    training_step = Classifier.training_step
+
+    def patched(self: Classifier, batch: Any, batch_idx: int) -> Tensor:
+        if self.trainer.global_step == step - 1:
+            os.kill(os.getpid(), number)
+        return training_step(self, batch, batch_idx)
+
+    if step:
+        Classifier.training_step = patched  # type: ignore[method-assign]
+    sys.argv = ["mnist-lit-train", *arguments]
+    main()
