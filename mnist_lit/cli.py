@@ -1,5 +1,6 @@
 """What every entry point shares: where the configuration lies, and errors told in one line."""
 
+import atexit
 import difflib
 import gc
 import logging
@@ -57,6 +58,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str, *, paths: Sequence[
     Exits with code 2 and one line on stderr for errors of the user's, with code 1 and one line for others,
     whose traceback goes to the log. With HYDRA_FULL_ERROR=1 everything is raised as it is.
     """
+    atexit.register(gc.freeze)  # else Python looks through all objects once more as it exits, 1.7 s after a sweep
     register_resolvers()
     sys.argv[1:] = [_quoted(argument, paths) for argument in sys.argv[1:]]
     full_error = os.environ.get("HYDRA_FULL_ERROR")

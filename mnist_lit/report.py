@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mnist_lit.errors import UserError
+from mnist_lit.sweep.ledger import LEDGER
 
 DESCRIPTION = """\
 Say what a sweep found: settings ranked by validation with their spread over seeds, which of them cannot be
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def find_folders(patterns: Sequence[str]) -> list[Path]:
     """Return the folders that names or globs stand for.
 
-    Raises UserError for one that stands for none.
+    Raises UserError for one that stands for none, and for a folder above several sweeps, which have little in common.
     """
     folders = []
     for pattern in patterns:
@@ -52,6 +53,12 @@ def find_folders(patterns: Sequence[str]) -> list[Path]:
         if not (directories := [Path(path) for path in found if Path(path).is_dir()]):
             raise UserError(f"{pattern}: no such folder; name a sweep's, outputs/sweeps/NAME")
         folders += directories
+    for folder in folders:
+        sweeps = sorted(ledger.parent.name for ledger in folder.glob(f"*/{LEDGER}"))
+        if len(sweeps) > 1:
+            raise UserError(
+                f"{folder}: holds {len(sweeps)} sweeps; name one of {', '.join(sweeps)}, or a glob of several"
+            )
     return folders
 
 

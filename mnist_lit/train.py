@@ -1,5 +1,6 @@
 """Train: `python -m mnist_lit.train [KEY=VALUE ...]`."""
 
+import gc
 import math
 import os
 import sys
@@ -36,7 +37,10 @@ def train(cfg: DictConfig) -> float | None:
     mend, and SystemExit with code 1 if it diverged, 128 + the signal's number if it was interrupted.
     """
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        return _train_as_job(cfg)
+        try:
+            return _train_as_job(cfg)
+        finally:
+            gc.collect()  # a trainer and its pictures refer to one another: 5 MB a job, until Python looks for such
     if HydraConfig.initialized():
         # The log is in Hydra's folder, and the rest belongs there too.
         with cli.no_folder_left(Path(output_dir := HydraConfig.get().runtime.output_dir)):

@@ -77,6 +77,16 @@ def welch_p_value(a: Scores, b: Scores) -> float:
     return float(ttest_ind_from_stats(*mean_sd_n, equal_var=False).pvalue)
 
 
+def least_effect(n: int, num_comparisons: int) -> float:
+    """Return the least difference, in standard deviations of it over n >= 2 seeds, that is told from chance.
+
+    That of Student's paired t-test at Holm's first step: t at 1 - ALPHA / (2 num_comparisons), over sqrt(n).
+    """
+    from scipy.stats import t
+
+    return float(t.ppf(1 - ALPHA / (2 * num_comparisons), n - 1) / math.sqrt(n))
+
+
 def _without_spread(a: Scores, b: Scores) -> float:
     return 1.0 if _is_rounding(abs(a.mean() - b.mean()), a, b) else math.nan
 

@@ -6,6 +6,7 @@ from hashlib import sha256
 
 MAX_NAME_LENGTH = 120  # characters; TensorBoard shows them all, file systems allow 255
 FORBIDDEN = r'[<>:"/\\|?*]'  # by Windows; elsewhere it is the slash alone
+DRAWN_NUMBER = r"\d+\.\d{9,}(e-?\d+)?"  # by a search; nobody types so many decimals
 
 
 def short_keys(keys: Sequence[str]) -> dict[str, str]:
@@ -22,8 +23,9 @@ def sweep_name(keys: Sequence[str], experiment: str | None) -> str:
 def job_name(keys: Sequence[str], overrides: Sequence[str]) -> str:
     """Return the swept part of a job's overrides, legibly: `lr=0.1,batch_size=128,seed=3`.
 
-    What cannot stand in a folder's name becomes `_`.
+    Numbers that a search drew have six digits. What cannot stand in a folder's name becomes `_`.
     """
+    overrides = [re.sub(DRAWN_NUMBER, lambda number: f"{float(number[0]):.6g}", override) for override in overrides]
     values = dict(override.lstrip("+~").split("=", 1) for override in overrides if "=" in override)
     names = short_keys(keys)
     return _as_folder(",".join(f"{names[key]}={values[key]}" for key in keys))

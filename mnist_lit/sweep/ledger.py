@@ -25,6 +25,12 @@ class Job:
     config_hash: str
 
 
+def ends(folder: Path, jobs: Sequence[Job]) -> dict[str, int]:
+    """Map the names of the jobs that have ended to when they did, in nanoseconds."""
+    files = {job.name: folder / job.name / FILE_NAME for job in jobs}
+    return {name: file.stat().st_mtime_ns for name, file in files.items() if file.exists()}
+
+
 def read_result(run_dir: Path) -> dict[str, Any] | None:
     """Return `result.json` of a run folder as plain data, or None where it is not there yet."""
     try:
@@ -104,19 +110,23 @@ def _read(folder: Path) -> dict[str, Any] | None:
 
 
 def progress_line(folder: Path, name: str) -> str:
-    """Say in one line how far the sweep is: `3/36  lr=0.1,seed=2  val/acc 0.9312  1.6 s  about 53 s left`."""
+    """Say in one line how far the sweep was when a job ended.
+
+    `3/36  lr=0.1,seed=2  val/acc 0.9312  1.6 s  about 53 s left`.
+    """
     ledger = _read(folder) or {"jobs": []}
     jobs = [Job(**job) for job in ledger["jobs"]]
     num_jobs = max(len(jobs), ledger.get("num_expected") or 0)
     results = {job.name: read_result(folder / job.name) for job in jobs}
     result = results.get(name) or {}
-    ended = [job for job in jobs if results[job.name] is not None]
+    ended = ends(folder, jobs)
+    num_ended = sum(end <= ended.get(name, end) for end in ended.values())
     spent = [known["fit_seconds"] for known in results.values() if known and known["fit_seconds"]]
     accuracy = result.get("metrics", {}).get("val/acc")
     outcome = result.get("status", "not ended") if accuracy is None else f"val/acc {accuracy:.4f}"
     seconds = result.get("fit_seconds") or 0.0
-    left = (num_jobs - len(ended)) * sum(spent) / len(spent) if spent else 0.0
-    return f"{len(ended)}/{num_jobs}  {name}  {outcome}  {seconds:.1f} s  about {left:.0f} s left"
+    left = (num_jobs - num_ended) * sum(spent) / len(spent) if spent else 0.0
+    return f"{num_ended}/{num_jobs}  {name}  {outcome}  {seconds:.1f} s  about {left:.0f} s left"
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import threading
 from pathlib import Path
 
-from mnist_lit.result import FILE_NAME
 from mnist_lit.sweep import ledger
 
 INTERVAL = 1.0  # seconds between two looks at the folder, which may lie on another machine
@@ -37,6 +36,4 @@ class ProgressLines(threading.Thread):
         self.told = ended
 
     def _ended(self) -> dict[str, int]:
-        """Map the names of jobs that have ended to when they did."""
-        files = {job.name: self.folder / job.name / FILE_NAME for job in ledger.read_jobs(self.folder)}
-        return {name: file.stat().st_mtime_ns for name, file in files.items() if file.exists()}
+        return ledger.ends(self.folder, ledger.read_jobs(self.folder))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from mnist_lit.result import FILE_NAME
-from mnist_lit.sweep.comparison import ALPHA
+from mnist_lit.sweep.comparison import ALPHA, least_effect
 from mnist_lit.sweep.notation import count, duration, shown
 from mnist_lit.sweep.ranking import Summary
 from mnist_lit.sweep.runs import NEVER_ENDED, UNREADABLE
@@ -95,10 +95,12 @@ def method(summary: Summary) -> str:
         return ""
     names = {"paired": "paired t-test over the seeds", "Welch": "Welch's t-test where their seeds differ"}
     tests = " or ".join(name for test, name in names.items() if test in set(tested["test"]))
-    fewest = min(tested["n"].min(), summary.settings["n"].iloc[0])
+    fewest = int(min(tested["n"].min(), summary.settings["n"].iloc[0]))
+    factor = least_effect(fewest, len(tested))
     return (
         f"Indistinguishable from the best: p >= {ALPHA} in a two-sided {tests}, p-values corrected by Holm's method "
-        f"over {count(len(tested), 'comparison')}. With n = {fewest}, small differences stay hidden."
+        f"over {count(len(tested), 'comparison')}. With n = {fewest}, what is smaller than about {factor:.1f} times "
+        "the spread of the differences stays hidden" + (": repeat with more seeds." if factor > 2 else ".")
     )
 
 

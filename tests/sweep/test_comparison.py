@@ -8,7 +8,7 @@ import pytest
 from made_runs import BEST, CLOSE, FAR, Add, add_setting, settings_of, summary_of
 from scipy import stats
 
-from mnist_lit.sweep.comparison import holm, paired_p_value, welch_p_value
+from mnist_lit.sweep.comparison import ALPHA, holm, least_effect, paired_p_value, welch_p_value
 from mnist_lit.sweep.report import write_report
 
 
@@ -79,10 +79,17 @@ def test_report_marks_what_cannot_be_told_from_the_best_and_names_the_test(add: 
         assert f"indistinguishable, p = {p_value:.3f}" in shown
         assert "paired t-test over the seeds" in shown
         assert "Holm's method over 2 comparisons" in shown.replace("&#x27;", "'")
-        assert "With n = 4, small differences stay hidden" in shown
+        assert "With n = 4, what is smaller than about 2.1 times the spread of the differences stays hidden" in shown
         assert "Welch" not in shown
     page = (sweep_dir / "report.html").read_text()
     assert re.findall(r'<tr class="(\w+)">', page) == ["best", "same", "worse"]
+
+
+def test_least_effect_is_where_a_difference_becomes_significant() -> None:
+    differences = np.array([-1.0, 0.0, 1.0])  # of mean 0 and standard deviation 1
+    for share, is_seen in ((0.99, False), (1.01, True)):
+        shifted = differences + share * least_effect(3, num_comparisons=4)
+        assert (4 * paired_p_value(shifted, np.zeros(3)) < ALPHA) == is_seen
 
 
 def test_a_truly_best_setting_is_seldom_called_worse() -> None:

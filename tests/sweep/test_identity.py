@@ -8,6 +8,12 @@ def test_a_job_is_named_by_its_swept_values_in_order() -> None:
     assert job_name(["optimizer.lr", "data.batch_size", "seed"], overrides) == "lr=0.1,batch_size=128,seed=3"
 
 
+def test_drawn_numbers_are_short() -> None:
+    overrides = ["optimizer.lr=0.0012345678901234", "model.dropout=1.2345678901e-07", "data.batch_size=1234567890"]
+    keys = ["optimizer.lr", "model.dropout", "data.batch_size"]
+    assert job_name(keys, overrides) == "lr=0.00123457,dropout=1.23457e-07,batch_size=1234567890"
+
+
 def test_keys_that_would_look_alike_stay_whole() -> None:
     keys = ["optimizer.lr", "scheduler.lr", "seed"]
     assert sweep_name(keys, None) == "optimizer.lr,scheduler.lr,seed"

@@ -35,7 +35,7 @@ def test_a_search_goes_on_where_it_was_cut_off(
     assert {job.name for job in ledger.read_jobs(folder)} == found.keys()
     study = optuna.load_study(study_name="tpe", storage=f"sqlite:///{folder}/study.db")
     assert [trial.value for trial in study.trials] == [
-        found[f"lr={trial.params['optimizer.lr']},batch_size={trial.params['data.batch_size']}"]["metrics"].get(
+        found[f"lr={trial.params['optimizer.lr']:.6g},batch_size={trial.params['data.batch_size']}"]["metrics"].get(
             "val/acc", 0.0
         )
         for trial in study.trials
@@ -47,7 +47,7 @@ def test_a_search_goes_on_where_it_was_cut_off(
     assert sweep(*search, "hydra.sweeper.n_trials=4") == 0
     assert all(path.stat().st_mtime_ns == time_before for path, time_before in before.items())
     (new,) = results(str(folder)).keys() - found.keys()
-    assert new.startswith(f"lr={cut_off.params['optimizer.lr']},")
+    assert new.startswith(f"lr={cut_off.params['optimizer.lr']:.6g},")
     assert sum(trial.state == optuna.trial.TrialState.COMPLETE for trial in study.trials) == 4
 
 

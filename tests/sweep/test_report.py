@@ -11,6 +11,7 @@ import pytest
 from made_runs import Add, cells_of_markdown
 
 from mnist_lit import report as entry_point
+from mnist_lit.sweep import ledger
 from mnist_lit.sweep.report import write_report
 
 
@@ -147,6 +148,7 @@ def test_folder_whose_name_looks_like_a_glob_is_taken_as_it_is(add: Add, sweep_d
         (["nowhere*"], "nowhere*: no such folder; name a sweep's, outputs/sweeps/NAME"),
         (["file"], "file: no such folder; name a sweep's, outputs/sweeps/NAME"),
         (["empty"], "no run has ended in empty: found no run's folder; name a sweep's folder, outputs/sweeps/NAME"),
+        (["above"], "above: holds 2 sweeps; name one of a, b, or a glob of several"),
         (["demo", "--metric", "val/f1"], "metric val/f1: no finished run has it, they have val/acc, val/loss"),
         (["demo", "--output", "file"], "File exists: file/figures"),
     ],
@@ -161,6 +163,8 @@ def test_errors_of_the_users_are_one_line_and_code_2(
     monkeypatch.chdir(grid.parent)
     Path("empty").mkdir()
     Path("file").touch()
+    for name in ("a", "b"):
+        ledger.register(Path("above") / name, ["seed"], {}, [])
     assert run_entry_point(*arguments) == 2
     printed = capsys.readouterr()
     if message.startswith("File exists"):

@@ -1,3 +1,4 @@
+import gc
 import os
 import random
 import signal
@@ -7,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning import Trainer
 from made_processes import exit_code, in_child
 from made_sweeps import QUICK, Sweep, assert_same_sweep, results
 from omegaconf import DictConfig
 
 from mnist_lit import build
 from mnist_lit.data import sources
+from mnist_lit.module import Classifier
 from mnist_lit.run import Run
 
 
@@ -32,6 +35,15 @@ def test_every_combination_is_a_run_in_a_legible_folder(sweep: Sweep, capsys: py
         ["3/4", "lr=0.03,seed=0"],
         ["4/4", "lr=0.03,seed=1"],
     ]
+
+
+def test_nothing_of_a_job_stays_in_memory(sweep: Sweep) -> None:
+    gc.disable()
+    try:
+        assert sweep("seed=range(3)", "trainer.max_epochs=1") == 0
+        assert not [thing for thing in gc.get_objects() if type(thing) in (Trainer, Classifier)]
+    finally:
+        gc.enable()
 
 
 def test_the_same_command_again_runs_only_what_is_new(sweep: Sweep) -> None:

@@ -1,0 +1,27 @@
+"""The lines of jobs that other processes run."""
+
+import os
+from pathlib import Path
+
+import pytest
+from made_runs import Add
+
+from mnist_lit.sweep import ledger
+from mnist_lit.sweep.progress import ProgressLines
+
+
+def test_jobs_that_end_between_two_looks_are_counted_one_by_one(
+    add: Add, sweep_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [ledger.Job(f"seed={seed}", [f"seed={seed}"], "hash") for seed in range(4)]
+    ledger.register(sweep_dir, ["seed"], {}, jobs)
+    lines = ProgressLines(sweep_dir)
+    for end, seed in enumerate((2, 0, 1)):
+        os.utime(add(acc=0.9, seed=seed, name=f"seed={seed}") / "result.json", ns=(end, end))
+    lines.start()
+    lines.stop()
+    assert capsys.readouterr().out.splitlines() == [
+        "1/4  seed=2  val/acc 0.9000  7.0 s  about 18 s left",
+        "2/4  seed=0  val/acc 0.9000  5.0 s  about 12 s left",
+        "3/4  seed=1  val/acc 0.9000  6.0 s  about 6 s left",
+    ]
