@@ -12,7 +12,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
@@ -125,12 +125,13 @@ class SweepCallback(Callback):
     def _prepare_search(
         self, config: DictConfig, loader: JobLoader, overrides: list[Override], keys: list[str], told: str
     ) -> None:
-        """Check what its jobs have in common; they are entered into the ledger as they start."""
+        """Check what its jobs have in common, and each value or bound alone; they enter the ledger as they start."""
         folder = Path(config.hydra.sweep.dir)
         sweeper = config.hydra.sweeper
         fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
         check = Preflight(folder, [])
-        check.job(loader.load_sweep_config(config, [*fixed, told]), fixed)
+        for chosen in ([], *([value] for override in overrides for value in known_values(override))):
+            check.job(loader.load_sweep_config(config, [*fixed, *chosen, told]), [*fixed, *chosen])
         if config.sweep.dry_run:
             print(f"a search over {', '.join(keys)}, {sweeper.get('n_trials')} trials in {folder}")
             sys.exit(0)
@@ -171,6 +172,15 @@ def all_overrides(loader: ConfigLoader, config: DictConfig) -> list[Override]:
     lines = [*(f"{key}={value}" for key, value in params.items()), *arguments]
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(lines)
     return list({override.get_key_element(): override for override in parsed}.values())
+
+
+def known_values(override: Override) -> list[str]:
+    """Return, as overrides, the values that a search may choose for a key, or the ends of an interval."""
+    if not override.is_sweep_override():
+        return []
+    swept = override.value()
+    values = [swept.start, swept.end] if isinstance(swept, IntervalSweep) else override.sweep_string_iterator()
+    return [f"{override.get_key_element()}={value}" for value in values]
 
 
 def key_of(override: Override) -> str:

@@ -55,6 +55,12 @@ def test_what_all_trials_share_is_checked_before_the_first(sweep: Sweep, capsys:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra optuna")
     assert sweep("sweep=tpe", "trainer.strategy=nonsense") == 2
     assert "invalid strategy name" in capsys.readouterr().err
+    assert sweep("sweep=tpe", "model.activation=choice(Tanh,nonsense)") == 2
+    assert (
+        "model.activation must name a class of torch.nn, such as ReLU or Tanh, got nonsense" in capsys.readouterr().err
+    )
+    assert sweep("sweep=tpe", "optimizer.momentum=interval(-0.5,0.9)") == 2
+    assert "-0.5" in capsys.readouterr().err
     assert not Path("outputs").exists()
 
 
