@@ -208,23 +208,18 @@ def draw(records: dict[str, dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(8, 4.2), dpi=120, layout="constrained")
     axes = figure.subplots()
     full = {name: record for name, record in records.items() if record["num_epochs"] > 2}  # the others say nothing
-    for place, (name, record) in enumerate(sorted(full.items(), key=lambda item: fit_seconds(item[1]))):
-        found, seconds = errors(record), fit_seconds(record)
+    for (name, record), marker in zip(full.items(), "osD^v<>Pp", strict=False):
+        found = errors(record)
         mean = statistics.mean(found)
         spread: Sequence[Sequence[float]] = [[mean - min(found)], [max(found) - mean]]
-        colour = "#D55E00" if name == "blog" else "#0072B2"
-        axes.errorbar(seconds, mean, yerr=spread, fmt="o", color=colour, capsize=3)
-        # Neighbours' names stand above to the right and below to the left in turn.
-        offset, side = ((7, 5), "left") if place % 2 == 0 else ((-7, -12), "right")
-        axes.annotate(
-            name, (seconds, mean), textcoords="offset points", xytext=offset, ha=side, fontsize=9, color=colour
-        )
+        axes.errorbar(fit_seconds(record), mean, yerr=spread, fmt=marker, capsize=3, label=f"{mean:5.2f} %  {name}")
     axes.set(xscale="log", yscale="log", xlabel="fit, seconds", ylabel="test error, %")
     axes.set_xticks([1, 3, 10, 30, 100, 300, 1000], ["1", "3", "10", "30", "100", "300", "1000"])
     axes.set_yticks([0.5, 0.7, 1, 1.5, 2, 3, 5, 8, 12], ["0.5", "0.7", "1", "1.5", "2", "3", "5", "8", "12"])
     axes.minorticks_off()
     axes.margins(x=0.2)
     axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper")
     return figure
 
 
