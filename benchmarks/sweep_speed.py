@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -62,8 +63,8 @@ class Bench:
         lrs = ",".join(f"0.{number + 1:02}" for number in range(num_lrs))
         return [*TRAIN, "-m", *self.job, f"optimizer.lr={lrs}", f"seed=range({num_seeds})", f"sweep.name={name}"]
 
-    def run_many(self) -> tuple[float, dict[int, float], dict[int, float]]:
-        """Return the seconds of the sweep, when its n-th job ended, and the process's MB then."""
+    def run_many(self) -> tuple[dict[int, float], dict[int, float]]:
+        """Return when the sweep's n-th job ended, in seconds, and the process's MB then."""
         results = self.folder / "outputs" / "sweeps" / "many"
         ends: dict[int, float] = {}
         memory: dict[int, float] = {}
@@ -80,11 +81,13 @@ class Bench:
                 ends[done], memory[done] = time.perf_counter() - started, resident(process.pid)
             time.sleep(0.01)
         assert process.returncode == 0
-        return time.perf_counter() - started, ends, memory
+        return ends, memory
 
-    def fit_and_test(self) -> float:
-        """Return the median seconds of what a job is for: its fit, and its test without pictures."""
-        results = [json.loads(path.read_text()) for path in self.folder.glob("outputs/sweeps/many/*/result.json")]
+    def overhead(self) -> float:
+        """Return the median seconds from one job's end to the next's, less its own fit and a test without pictures."""
+        paths = self.folder.glob("outputs/sweeps/many/*/result.json")
+        ended = sorted((path.stat().st_mtime, json.loads(path.read_text())["fit_seconds"]) for path in paths)
+        beside_fit = statistics.median(end - before - fit for (before, _), (end, fit) in pairwise(ended))
         cli.register_resolvers()
         with initialize_config_dir(str(cli.CONF_DIR), version_base="1.3"):
             cfg = compose("train", [*self.job, f"run_dir={tempfile.mkdtemp()}", "callbacks={}", "logger=none"])
@@ -96,8 +99,7 @@ class Bench:
                 started = time.perf_counter()
                 run.trainer.test(run.module, datamodule=run.datamodule, verbose=False)
                 tests.append(time.perf_counter() - started)
-        fit: float = statistics.median(result["fit_seconds"] for result in results)
-        return fit + statistics.median(tests[1:])
+        return beside_fit - statistics.median(tests[1:])
 
     def joblib_against_threads(self) -> float:
         cores = os.cpu_count() or 1
@@ -136,10 +138,8 @@ def main() -> None:
         bench = Bench(Path(folder), is_quick=is_quick)
         n = bench.num_jobs
         processes = bench.processes_against_multirun()
-        one = bench.seconds(*bench.many("one", 1, 1))
-        many, ends, memory = bench.run_many()
-        # Preflight, report and all: what each job adds to the whole, less what it is for.
-        overhead = (many - one) / (n - 1) - bench.fit_and_test()
+        ends, memory = bench.run_many()
+        overhead = bench.overhead()
         again = bench.seconds(*bench.many("many", bench.num_lrs, bench.seeds))
         # Ten jobs each, since a single one's time is mostly chance: 2 to 11, and the last ten.
         span = min(10, n // 2 - 1)
