@@ -99,7 +99,7 @@ class Bench:
                 started = time.perf_counter()
                 run.trainer.test(run.module, datamodule=run.datamodule, verbose=False)
                 tests.append(time.perf_counter() - started)
-        return beside_fit - statistics.median(tests[1:])
+        return float(beside_fit - statistics.median(tests[1:]))
 
     def joblib_against_threads(self) -> float:
         cores = os.cpu_count() or 1

@@ -11,7 +11,7 @@ import torch
 
 from mnist_lit.train import main
 
-QUICK = ("-m", "data=sample", "trainer.max_epochs=2", "callbacks.pictures.num_images=4")
+QUICK = ("-m", "data=sample", "trainer.max_epochs=2")
 Sweep = Callable[..., int]
 
 

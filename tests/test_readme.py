@@ -63,7 +63,7 @@ def test_train(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     arguments = shlex.split(command)[3:]
     quick = [] if "--help" in arguments else [word for word in QUICK if not ("debug=" in command and "data" in word)]
     if "-m" in arguments:  # 18 jobs
-        quick += ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "sweep.pictures=[]"]
+        quick += ["trainer.max_epochs=1", "trainer.limit_train_batches=2"]
     assert run_main("train", [*arguments, *quick], monkeypatch) == 0
     if "--help" not in arguments:
         assert list(tmp_path.glob("outputs/**/result.json"))

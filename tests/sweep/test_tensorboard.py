@@ -22,7 +22,7 @@ COMMAND = ["tensorboard", "--logdir", "outputs"]
 SWEEP = "sweeps/lr,batch_size"
 ARGUMENTS = ["optimizer.lr=0.1,0.03,0.01", "data.batch_size=50,100"]
 # Four points a curve for batches of 100, eight for those of 50.
-QUICK = ["data=sample", "trainer.max_epochs=1", "trainer.log_every_n_steps=4", "callbacks.pictures.num_images=4"]
+QUICK = ["data=sample", "trainer.max_epochs=1", "trainer.log_every_n_steps=4", "sweep.pictures=[loss_curve]"]
 SETTINGS = {
     f"{SWEEP}/lr={lr},batch_size={batch_size}": (lr, batch_size) for lr in (0.1, 0.03, 0.01) for batch_size in (50, 100)
 }
