@@ -1,6 +1,6 @@
-"""Regenerate the README's results: five seeds of each experiment, scored once on the official test images.
+"""Regenerate the README's results: the seeds of each experiment, scored once on the official test images.
 
-    python benchmarks/results.py                 # all of them, about two hours on two cores; goes on if it is killed
+    python benchmarks/results.py                 # all of them, about an hour on two cores; goes on if it is killed
     python benchmarks/results.py tuned blog      # these only
     python benchmarks/results.py --time          # only what an epoch costs, on a machine that does nothing else
     python benchmarks/results.py --table         # only the table and the chart, from benchmarks/results/*.json
@@ -20,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,11 @@ def table(records: dict[str, dict[str, Any]]) -> str:
             f"| {fit_seconds(record):.0f} |"
         )
     machines = sorted({record["machine"] for record in records.values()})
-    lines += ["", f"n is the number of seeds; the fit's seconds are those of one run alone on {'; '.join(machines)}."]
+    where = "; ".join(machines)
+    lines += [
+        "",
+        f"n is the number of seeds; the fit's seconds are reckoned from two epochs of one run alone on {where}.",
+    ]
     if {"tuned", "cross_entropy"} <= records.keys():
         lines.append(compare(records["tuned"], records["cross_entropy"]))
     return "\n".join(lines) + "\n"
@@ -208,7 +213,7 @@ def draw(records: dict[str, dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(8, 4.2), dpi=120, layout="constrained")
     axes = figure.subplots()
     full = {name: record for name, record in records.items() if record["num_epochs"] > 2}  # the others say nothing
-    for (name, record), marker in zip(full.items(), "osD^v<>Pp", strict=False):
+    for (name, record), marker in zip(full.items(), cycle("osD^v<>Pp"), strict=False):
         found = errors(record)
         mean = statistics.mean(found)
         spread: Sequence[Sequence[float]] = [[mean - min(found)], [max(found) - mean]]

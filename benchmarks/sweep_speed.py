@@ -18,11 +18,8 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from train_speed import data_root, machine
+from train_speed import data_root, experiment, machine
 
-from mnist_lit import cli
-from mnist_lit.build import build
 from mnist_lit.run import quiet
 
 EIGHT = ["optimizer.lr=0.01,0.1", "data.batch_size=128,512", "seed=0,1"]
@@ -88,10 +85,7 @@ class Bench:
         paths = self.folder.glob("outputs/sweeps/many/*/result.json")
         ended = sorted((path.stat().st_mtime, json.loads(path.read_text())["fit_seconds"]) for path in paths)
         beside_fit = statistics.median(end - before - fit for (before, _), (end, fit) in pairwise(ended))
-        cli.register_resolvers()
-        with initialize_config_dir(str(cli.CONF_DIR), version_base="1.3"):
-            cfg = compose("train", [*self.job, f"run_dir={tempfile.mkdtemp()}", "callbacks={}", "logger=none"])
-        run = build(cfg)
+        run = experiment(*self.job, "~callbacks.pictures", "logger=none")
         run.datamodule.prepare_data()
         tests = []
         with quiet():

@@ -261,6 +261,8 @@ def _check_together(config: dict[str, Any]) -> None:
         raise UserError(f"optimizer.lr={optimizer['lr']}: must be above 0")
     limit_val_batches = trainer.get("limit_val_batches")
     for name, callback in config["callbacks"].items():
+        if callback and not isinstance(callback, dict):
+            raise UserError(f"callbacks.{name}={callback}: must be a group of keys, or null: none")
         monitor = (callback or {}).get("monitor")
         if monitor is not None and monitor not in MONITORED:
             raise UserError(f"callbacks.{name}.monitor={monitor}: must be {' or '.join(MONITORED)}")

@@ -56,9 +56,13 @@ class Result:
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Return 16 hex digits that are equal for equal resolved configurations, wherever run and data lie."""
+    """Return 16 hex digits that are equal for equal resolved configurations, wherever run and data lie.
+
+    Pictures do not count: they change nothing in what is trained.
+    """
     content = {key: value for key, value in config.items() if key not in ("run_dir", "resume", "sweep")}
     content["data"] = {key: value for key, value in config["data"].items() if key != "root"}
+    content["callbacks"] = {key: value for key, value in config["callbacks"].items() if key != "pictures"}
     # The run folder stands in other values too, such as where checkpoints go.
     text = json.dumps(_elsewhere(content, config["run_dir"]), sort_keys=True)
     return sha256(text.encode()).hexdigest()[:16]

@@ -44,6 +44,8 @@ def train(cfg: DictConfig) -> float | None:
     if HydraConfig.initialized():
         # The log is in Hydra's folder, and the rest belongs there too.
         with cli.no_folder_left(Path(output_dir := HydraConfig.get().runtime.output_dir)):
+            if cfg.resume is not None and Path(cfg.resume).resolve() != Path(output_dir).resolve():
+                raise UserError(f"hydra.run.dir={output_dir}: a resumed run stays in its folder; leave it out")
             if cfg.run_dir != output_dir:
                 raise UserError(f"run_dir={cfg.run_dir}: follows hydra.run.dir; give hydra.run.dir=FOLDER instead")
             if cfg.sweep.dry_run is True or HydraConfig.get().sweeper.get("params"):

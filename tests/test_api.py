@@ -27,7 +27,7 @@ def test_python_raises_what_the_command_line_prints(tmp_path: Path) -> None:
     script = """
 from mnist_lit import train
 from mnist_lit.errors import UserError
-for word in ("optimizer.lrr=1", "optimizer.lr=abc", "data.batch_size=0", "optimizer=sdg"):
+for word in ("optimizer.lrr=1", "optimizer.lr=abc", "data.batch_size=0", "optimizer=sdg", "resume=a"):
     try:
         train("data=sample", word)
     except UserError as error:
@@ -46,6 +46,7 @@ except UserError as error:
         "optimizer.lr=abc: must be a number",
         "data.batch_size must be at least 1 and below 2147483648, got 0",
         "optimizer=sdg: no such option, there are adam, adamw, sgd",
+        "resume=a: from Python, a run cannot go on; use python -m mnist_lit.train resume=",
         "finished a,b=c True",
         f"{folder} belongs to another run: resume={folder} goes on with it, or name a new folder",
     ], done.stderr

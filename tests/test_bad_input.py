@@ -56,6 +56,7 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("augmentation=affine_elastic augmentation.sigma=abc", ["augmentation.sigma=abc: must be a number"]),
     ("sweep.on_error=stpo", ["sweep.on_error=stpo: must be continue or stop"]),
     ("sweep.dry_run=maybe", ["sweep.dry_run=maybe: must be true or false"]),
+    ("callbacks.pictures=true", ["callbacks.pictures=True: must be a group of keys, or null: none"]),
     ("sweep.pictures=loss_curve", ["sweep.pictures=loss_curve: must be a list, each text"]),
     ("seed=0,1 sweep.on_error=stpo -m", ["sweep.on_error=stpo: must be continue or stop"]),
     ("seed=0,1 sweep.dry_run=maybe -m", ["sweep.dry_run=maybe: must be true or false"]),

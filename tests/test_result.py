@@ -122,10 +122,10 @@ def test_hash_is_sixteen_hex_digits() -> None:
     assert re.fullmatch("[0-9a-f]{16}", config_hash(CONFIG))
 
 
-def test_hash_does_not_depend_on_folders_or_the_order_of_keys() -> None:
+def test_hash_does_not_depend_on_folders_pictures_or_the_order_of_keys() -> None:
     same = {
         "run_dir": "/runs/second",
-        "callbacks": {"checkpoint": {"dirpath": "/runs/second/checkpoints"}},
+        "callbacks": {"checkpoint": {"dirpath": "/runs/second/checkpoints"}, "pictures": {"draw": ["loss_curve"]}},
         "seed": 0,
         "model": {"hidden_sizes": [8, 4]},
         "optimizer": {"momentum": 0.9, "lr": 0.1},

@@ -180,6 +180,23 @@ def test_what_cannot_go_on_leaves_the_record_of_the_run(main: Main, tmp_path: Pa
     assert [(folder / name).read_bytes() for name in ("result.json", "config.yaml")] == before
 
 
+def test_a_step_of_several_batches_is_not_cut_in_two(tmp_path: Path) -> None:
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    settings = (*SETTINGS, "trainer.max_epochs=1", "+trainer.accumulate_grad_batches=2")
+    assert exit_code(in_child(*settings, f"hydra.run.dir='{whole}'", folder=tmp_path)) == 0
+    assert exit_code(in_child(*settings, f"hydra.run.dir='{folder}'", folder=tmp_path, step=3)) == 143
+    assert resume(folder) == 0
+    assert_same(folder, whole)
+
+
+def test_a_resumed_run_stays_in_its_folder(main: Main, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    outcome = main("resume=run", "hydra.run.dir=elsewhere")
+    assert outcome.code == 2
+    assert "elsewhere: a resumed run stays in its folder; leave it out" in outcome.err
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_a_finished_run_without_its_last_checkpoint_is_left_alone(main: Main, tmp_path: Path) -> None:
     settings = [setting for setting in SETTINGS if "scheduler" not in setting]
     assert main(*settings, "trainer.max_epochs=1", "callbacks.last=null", "hydra.run.dir=run").code == 0

@@ -34,8 +34,9 @@ class Interruption(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save and end, if a signal has come."""
-        if self.received is not None and not trainer.is_last_batch:
+        """Save and end, if a signal has come and the batch ends a step, which several may make."""
+        ends_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if self.received is not None and ends_step and not trainer.is_last_batch:
             if trainer.world_size == 1:
                 trainer.save_checkpoint(self.path)
             self._end()

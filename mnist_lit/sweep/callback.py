@@ -1,7 +1,7 @@
 """Hydra's callback for multiruns: every job is checked before the first trains, and all are summed up after."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
@@ -175,11 +175,17 @@ def all_overrides(loader: ConfigLoader, config: DictConfig) -> list[Override]:
 
 
 def known_values(override: Override) -> list[str]:
-    """Return, as overrides, the values that a search may choose for a key, or the ends of an interval."""
+    """Return, as overrides, the values that a search may choose for a key, or the ends of a range."""
     if not override.is_sweep_override():
         return []
     swept = override.value()
-    values = [swept.start, swept.end] if isinstance(swept, IntervalSweep) else override.sweep_string_iterator()
+    values: Iterable[float | str | None]
+    if isinstance(swept, IntervalSweep):
+        values = [swept.start, swept.end]
+    elif isinstance(swept, RangeSweep):  # a search takes the end too
+        values = [swept.start, swept.stop]
+    else:
+        values = override.sweep_string_iterator()
     return [f"{override.get_key_element()}={value}" for value in values]
 
 
@@ -220,7 +226,8 @@ class Preflight:
 
         Raises UserError for a configuration that cannot work, naming the job.
         """
-        from mnist_lit import build
+        with cli.fast_imports():
+            from mnist_lit import build
 
         name = job_name(self.keys, overrides)
         with _as_the_running_job(config, self.folder / name):

@@ -14,6 +14,7 @@ from mnist_lit.result import FILE_NAME, write_atomically
 
 LEDGER = "sweep.json"
 STOP = ".stop"
+BEGAN = ".began"  # touched by every call of the sweep
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def register(
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / ".lock"):
         (folder / STOP).unlink(missing_ok=True)
+        (folder / BEGAN).touch()
         ledger = _read(folder) or {"schema_version": 1, "keys": list(keys), "settings": settings, "jobs": []}
         if ledger["keys"] != list(keys):
             difference = f"sweep {', '.join(ledger['keys'])}, not {', '.join(keys)}"
@@ -119,7 +121,9 @@ def progress_line(folder: Path, name: str) -> str:
     num_jobs = max(len(jobs), ledger.get("num_expected") or 0)
     results = {job.name: read_result(folder / job.name) for job in jobs}
     result = results.get(name) or {}
-    ended = ends(folder, jobs)
+    # What an earlier call left failed or interrupted is still to run.
+    began, done = (folder / BEGAN).stat().st_mtime_ns, names_done(folder)
+    ended = {job: end for job, end in ends(folder, jobs).items() if job in done or end >= began}
     num_ended = sum(end <= ended.get(name, end) for end in ended.values())
     spent = [known["fit_seconds"] for known in results.values() if known and known["fit_seconds"]]
     accuracy = result.get("metrics", {}).get("val/acc")

@@ -15,8 +15,8 @@ from mnist_lit.result import FILE_NAME, SCHEMA_VERSION
 from mnist_lit.sweep.notation import count
 
 NEVER_ENDED, UNREADABLE = "never ended", "unreadable"
-# Folders beside a sweep's jobs, or inside a job, that are no jobs.
-NOT_JOBS = ("figures", "checkpoints")
+# Folders beside a sweep's jobs that are no jobs.
+NOT_JOBS = ("figures",)
 # Overrides that make no setting: what tells repetitions apart, where files go, how the sweep itself works.
 NOT_SETTINGS = re.compile(r"seed|run_dir|sweep\..*")
 
@@ -67,11 +67,10 @@ def setting_of(overrides: Mapping[str, str]) -> dict[str, str]:
 
 
 def _run_folders(folder: Path) -> list[Path]:
-    if not folder.is_dir() or (folder / FILE_NAME).exists():
+    if not folder.is_dir() or (folder / FILE_NAME).exists() or (folder / "config.yaml").exists():
         return [folder]
     below = [path for path in sorted(folder.iterdir()) if path.name not in NOT_JOBS and not path.name.startswith(".")]
-    jobs = [path for path in below if path.is_dir()]
-    return jobs or ([folder] if (folder / "config.yaml").exists() else [])
+    return [path for path in below if path.is_dir()]
 
 
 def _read(folder: Path) -> dict[str, Any]:

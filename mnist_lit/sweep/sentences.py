@@ -96,11 +96,16 @@ def method(summary: Summary) -> str:
     names = {"paired": "paired t-test over the seeds", "Welch": "Welch's t-test where their seeds differ"}
     tests = " or ".join(name for test, name in names.items() if test in set(tested["test"]))
     fewest = int(min(tested["n"].min(), summary.settings["n"].iloc[0]))
-    factor = least_effect(fewest, len(tested))
+    hidden = f"With n = {fewest}, small differences stay hidden."
+    if set(tested["test"]) == {"paired"}:
+        factor = least_effect(fewest, len(tested))
+        hidden = (
+            f"With n = {fewest}, what is smaller than about {factor:.1f} times the spread of the differences stays "
+            + ("hidden: repeat with more seeds." if factor > 2 else "hidden.")
+        )
     return (
         f"Indistinguishable from the best: p >= {ALPHA} in a two-sided {tests}, p-values corrected by Holm's method "
-        f"over {count(len(tested), 'comparison')}. With n = {fewest}, what is smaller than about {factor:.1f} times "
-        "the spread of the differences stays hidden" + (": repeat with more seeds." if factor > 2 else ".")
+        f"over {count(len(tested), 'comparison')}. {hidden}"
     )
 
 

@@ -1,6 +1,7 @@
 """The lines of jobs that other processes run."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,13 @@ def test_jobs_that_end_between_two_looks_are_counted_one_by_one(
     add: Add, sweep_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     jobs = [ledger.Job(f"seed={seed}", [f"seed={seed}"], "hash") for seed in range(4)]
+    failed = add(seed=3, status="failed", name="seed=3") / "result.json"  # by an earlier call
+    os.utime(failed, ns=(0, 0))
     ledger.register(sweep_dir, ["seed"], {}, jobs)
     lines = ProgressLines(sweep_dir)
-    for end, seed in enumerate((2, 0, 1)):
+    now = time.time_ns()
+    for order, seed in enumerate((2, 0, 1)):
+        end = now + order * 10**9
         os.utime(add(acc=0.9, seed=seed, name=f"seed={seed}") / "result.json", ns=(end, end))
     lines.start()
     lines.stop()

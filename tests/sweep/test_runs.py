@@ -52,7 +52,11 @@ def test_only_jobs_are_counted(add: Add, sweep_dir: Path) -> None:
     for path in (sweep_dir / "figures", sweep_dir / ".submitit", run / "checkpoints", run / "figures"):
         path.mkdir()
     (sweep_dir / "sweep.json").write_text("{}")
-    assert len(read_runs([sweep_dir])) == 1
+    killed = sweep_dir / "optimizer.lr=0.2"
+    (killed / "csv").mkdir(parents=True)
+    (killed / "config.yaml").touch()
+    assert read_runs([sweep_dir])["run"].to_list() == ["optimizer.lr=0.1,seed=0", "optimizer.lr=0.2"]
+    assert read_runs([run, killed])["run"].to_list() == ["optimizer.lr=0.1,seed=0", "optimizer.lr=0.2"]
     assert len(read_runs([run])) == 1
 
 
