@@ -15,7 +15,7 @@ def test_jobs_that_end_between_two_looks_are_counted_one_by_one(
     add: Add, sweep_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     jobs = [ledger.Job(f"seed={seed}", [f"seed={seed}"], "hash") for seed in range(4)]
-    failed = add(seed=3, status="failed", name="seed=3") / "result.json"  # by an earlier call
+    failed = add(seed=3, status="failed", name="seed=3", fit_seconds=6.0) / "result.json"  # by an earlier call
     os.utime(failed, ns=(0, 0))
     ledger.register(sweep_dir, ["seed"], {}, jobs)
     lines = ProgressLines(sweep_dir)
