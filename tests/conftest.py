@@ -98,6 +98,12 @@ def read_checkpoint(folder: Path, name: str) -> dict[str, Any]:
     return checkpoint
 
 
+def files(folder: Path) -> list[str]:
+    """Return the files of a run, an event file's own name replaced."""
+    names = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return sorted("events" if "tfevents" in name else name for name in names)
+
+
 def compose_config(run_dir: Path, *overrides: str, sample: bool = True) -> DictConfig:
     run_dir.mkdir(exist_ok=True)
     chosen = ["data=sample"] if sample else []

@@ -1,3 +1,5 @@
+"""A run from its first step to its end, and what it leaves in its folder."""
+
 import logging
 import math
 from dataclasses import fields
@@ -8,58 +10,21 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from conftest import Compose, Train, Trained, compose_config, read_checkpoint, read_result
-from hydra.utils import instantiate
+from conftest import Train, Trained, compose_config, files, read_checkpoint, read_result
 from matplotlib.image import imread
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from plain_torch import scores
+from torch import Tensor
 from torch.nn import functional
-from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
-from mnist_lit.build import build
 from mnist_lit.data.sources import SAMPLE
 from mnist_lit.errors import UserError
 from mnist_lit.loss import OneHotMSE
-from mnist_lit.model import MLP
 from mnist_lit.module import Classifier
 from mnist_lit.result import SCHEMA_VERSION, Result
 from mnist_lit.train import train
 
 PICTURES = ("samples", "predictions", "confusion_matrix", "first_layer_weights", "loss_curve")
-
-
-def files(folder: Path) -> list[str]:
-    """Return the files of a run, an event file's own name replaced."""
-    names = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    return sorted("events" if "tfevents" in name else name for name in names)
-
-
-def network(checkpoint: dict[str, Any]) -> nn.Module:
-    """Rebuild the network from nothing but a checkpoint."""
-    model = instantiate(checkpoint["hyper_parameters"]["model"])
-    assert isinstance(model, nn.Module)
-    weights = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
-    model.load_state_dict(weights)
-    return model.eval()
-
-
-def split(checkpoint: dict[str, Any], name: str) -> tuple[Tensor, Tensor]:
-    """Return the images, normalised, and the labels that a checkpoint's run validated or tested on."""
-    data = instantiate(checkpoint["hyper_parameters"]["data"])
-    data.setup()
-    images, labels = getattr(data, name).__getitems__(range(len(getattr(data, name))))
-    return (images.float() / 255 - 0.1307) / 0.3081, labels
-
-
-def scores(checkpoint: dict[str, Any], name: str) -> dict[str, Any]:
-    """Measure a checkpoint on a split with plain torch."""
-    images, labels = split(checkpoint, name)
-    with torch.no_grad():
-        logits = network(checkpoint)(images)
-    mse = functional.mse_loss(logits, functional.one_hot(labels, 10).float()).item()
-    acc = (logits.argmax(dim=1) == labels).float().mean().item()
-    return {f"{name}/loss": pytest.approx(mse, abs=1e-6), f"{name}/acc": pytest.approx(acc, abs=1e-7)}
 
 
 def test_run_folder_holds_what_is_promised_and_nothing_else(trained: Trained) -> None:
@@ -215,159 +180,6 @@ def test_without_validation_the_last_weights_are_tested(train_run: Train) -> Non
     assert not {"val/loss", "val/acc"} & run.history.keys()
 
 
-def test_hidden_sizes_activation_and_dropout_by_yaml(train_run: Train, make_config: Compose) -> None:
-    overrides = ["model.hidden_sizes=[32,16,8]", "model.activation=Tanh", "model.dropout=0.25", "debug=fast"]
-    run = train_run(*overrides, run="trained")
-    weights = {key: tuple(tensor.shape) for key, tensor in run.best["state_dict"].items() if key.endswith("weight")}
-    assert list(weights.values()) == [(32, 784), (16, 32), (8, 16), (10, 8)]
-    model = build(make_config(*overrides)).module.model
-    assert isinstance(model, MLP)
-    assert [type(layer).__name__ for layer in model.layers] == [*("Linear", "Tanh", "Dropout") * 3, "Linear"]
-    assert {layer.p for layer in model.layers if isinstance(layer, nn.Dropout)} == {0.25}
-
-
-@pytest.mark.parametrize(
-    ("overrides", "settings", "state"),
-    [
-        ([], {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.0, "nesterov": False}, {"momentum_buffer"}),
-        (["optimizer.lr=0.5", "optimizer.nesterov=true"], {"lr": 0.5, "nesterov": True}, {"momentum_buffer"}),
-        (
-            ["optimizer=adam"],
-            {"lr": 0.001, "betas": [0.9, 0.999], "weight_decay": 0.0, "decoupled_weight_decay": False},
-            {"step", "exp_avg", "exp_avg_sq"},
-        ),
-        (
-            ["optimizer=adamw", "optimizer.betas=[0.8,0.9]"],
-            {"lr": 0.001, "betas": [0.8, 0.9], "weight_decay": 0.01, "decoupled_weight_decay": True},
-            {"step", "exp_avg", "exp_avg_sq"},
-        ),
-    ],
-    ids=["sgd", "nesterov", "adam", "adamw"],
-)
-def test_optimiser_by_yaml(train_run: Train, overrides: list[str], settings: dict[str, Any], state: set[str]) -> None:
-    run = train_run("trainer.max_epochs=1", *overrides)
-    (optimizer,) = run.last["optimizer_states"]
-    (group,) = optimizer["param_groups"]
-    found = {key: list(value) if isinstance(value, tuple) else value for key, value in group.items()}
-    assert found | settings == found
-    assert len(group["params"]) == len(optimizer["state"]) == 6
-    assert optimizer["state"][0].keys() == state
-    assert run.result["status"] == "finished"
-    assert run.values("train/loss")[0] < 0.12
-
-
-def test_cross_entropy_by_yaml(train_run: Train) -> None:
-    run = train_run("loss=cross_entropy", "trainer.max_epochs=1", "trainer.log_every_n_steps=1")
-    assert run.values("train/loss")[0] == pytest.approx(math.log(10), abs=0.3)
-    images, labels = split(run.best, "test")
-    with torch.no_grad():
-        expected = functional.cross_entropy(network(run.best)(images), labels).item()
-    assert run.result["metrics"]["test/loss"] == pytest.approx(expected, abs=1e-5)
-
-
-def one_cycle(optimizer: Optimizer) -> LRScheduler:
-    return OneCycleLR(optimizer, max_lr=0.2, total_steps=48, pct_start=0.3, cycle_momentum=False)
-
-
-def cosine(optimizer: Optimizer) -> LRScheduler:
-    return CosineAnnealingLR(optimizer, T_max=48)
-
-
-@pytest.mark.parametrize(("schedule", "peak", "start"), [(one_cycle, 14, 0.2 / 25), (cosine, 0, 0.2)])
-def test_schedule_by_yaml(train_run: Train, schedule: Any, peak: int, start: float) -> None:
-    run = train_run(f"scheduler={schedule.__name__}", "optimizer.lr=0.2", "trainer.log_every_n_steps=1", "test=false")
-    rates = run.values("lr")
-    # It rises, or not, and falls to almost nothing.
-    assert rates[0] == pytest.approx(start)
-    assert rates.index(max(rates)) == peak
-    assert rates[peak] == pytest.approx(0.2, rel=1e-2)
-    assert rates[: peak + 1] == sorted(rates[: peak + 1])
-    assert rates[peak:] == sorted(rates[peak:], reverse=True)
-    assert rates[-1] < 0.2 / 500
-
-    # What each step took is what the schedule had before that step.
-    optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=0.2)
-    scheduler = schedule(optimizer)
-    expected = []
-    for _ in range(48):
-        expected.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    assert dict(run.history["lr"]) == pytest.approx(dict(enumerate(expected, start=1)))
-
-
-def test_early_stopping_stops_early(train_run: Train) -> None:
-    # A learning rate that changes nothing: the second and third epoch are no better than the first.
-    run = train_run(
-        "callbacks=[default,early_stopping]",
-        "callbacks.early_stopping.patience=2",
-        "optimizer.lr=1e-12",
-        "trainer.max_epochs=50",
-        "test=false",
-    )
-    assert len(run.history["val/acc"]) == 3
-    assert run.last["epoch"] == 2
-    assert run.result["status"] == "finished"
-    assert run.result["best_epoch"] == 0
-
-
-def test_gradient_clipping_bounds_the_step(train_run: Train, make_config: Compose) -> None:
-    overrides = ["optimizer.lr=1", "optimizer.momentum=0", "trainer.max_epochs=1", "+trainer.max_steps=1", "test=false"]
-
-    def step_length(*clipping: str, run: str) -> float:
-        start = build(make_config(*overrides)).module.state_dict()
-        end = train_run(*overrides, "callbacks.checkpoint.monitor=null", *clipping, run=run).last["state_dict"]
-        return math.sqrt(sum(float((end[key] - start[key]).pow(2).sum()) for key in start))
-
-    assert step_length("trainer.gradient_clip_val=0.001", run="clipped") == pytest.approx(0.001, rel=1e-3)
-    assert step_length(run="free") > 0.05
-
-
-def test_bf16_computes_in_bf16_and_keeps_float32_weights(train_run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = set()
-
-    def noting(logits: Tensor, labels: Tensor) -> Tensor:
-        seen.add(logits.dtype)
-        return functional.mse_loss(logits.float(), functional.one_hot(labels, 10).float())
-
-    monkeypatch.setattr(OneHotMSE, "forward", staticmethod(noting))
-    run = train_run("trainer.precision=bf16-mixed", "trainer.max_epochs=1")
-    assert seen == {torch.bfloat16}
-    assert {tensor.dtype for tensor in run.best["state_dict"].values()} == {torch.float32}
-    assert run.result["metrics"]["val/loss"] == pytest.approx(0.0886, abs=0.002)
-
-
-def test_bf16_with_clipping_works_unfused(train_run: Train) -> None:
-    run = train_run(
-        "trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1", "optimizer.fused=false", "debug=fast"
-    )
-    assert run.result["status"] == "finished"
-
-
-def read_csv(folder: Path, tag: str) -> list[tuple[int, float]]:
-    lines = (folder / "csv" / "metrics.csv").read_text(encoding="utf-8").splitlines()
-    rows = [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
-    return [(int(row["step"]), float(row[tag])) for row in rows if row[tag]]
-
-
-@pytest.mark.parametrize(
-    ("logger", "has_events", "has_csv"),
-    [("tensorboard", True, False), ("csv", False, True), ("both", True, True), ("none", False, False)],
-)
-def test_loggers_write_their_own_files_only(train_run: Train, logger: str, has_events: bool, has_csv: bool) -> None:
-    run = train_run(
-        f"logger={logger}", "callbacks.pictures=null", "trainer.max_epochs=2", "trainer.log_every_n_steps=8", full=True
-    )
-    written = files(run.folder)
-    assert written.count("events") == has_events
-    assert ("csv/metrics.csv" in written) == has_csv
-    assert run.result["status"] == "finished"
-    if has_csv:
-        for tag in ("train/loss", "lr", "epoch", "images_seen", "val/loss", "val/acc"):
-            assert dict(read_csv(run.folder, tag)) == pytest.approx(dict(run.history[tag]))
-        assert dict(read_csv(run.folder, "test/acc")) == pytest.approx({32: run.result["metrics"]["test/acc"]})
-
-
 def test_run_too_short_for_a_curve_ends_well(train_run: Train) -> None:
     run = train_run(
         "data.val_size=0", "callbacks.checkpoint.monitor=null", "+trainer.max_steps=3", "test=false", full=True
@@ -375,31 +187,6 @@ def test_run_too_short_for_a_curve_ends_well(train_run: Train) -> None:
     assert run.history == {}
     assert run.result["status"] == "finished"
     assert "figures/first_layer_weights.png" in files(run.folder)
-
-
-def test_debug_fast_does_two_steps_of_everything_on_the_sample(train_run: Train) -> None:
-    run = train_run("debug=fast", sample=False)
-    assert run.last["hyper_parameters"]["data"]["source_dir"] == SAMPLE
-    assert run.last["global_step"] == 2
-    assert run.last["progress"]["images_seen"] == 200
-    assert [step for step, _ in run.history["train/loss"]] == [1, 2]
-    assert run.result["metrics"].keys() == {"val/loss", "val/acc", "test/loss", "test/acc"}
-
-
-def test_debug_overfit_learns_one_batch_by_heart(train_run: Train) -> None:
-    run = train_run("debug=overfit", "trainer.max_epochs=120", "trainer.check_val_every_n_epoch=120")
-    assert run.last["global_step"] == 120
-    losses = run.values("train/loss")
-    assert losses[0] > 0.05
-    assert losses[-1] < 0.001
-
-
-def test_debug_profile_leaves_a_table_of_hooks(train_run: Train) -> None:
-    run = train_run("debug=profile")
-    table = (run.folder / "fit-profile.txt").read_text(encoding="utf-8")
-    (row,) = (line for line in table.splitlines() if "run_training_batch" in line)
-    assert int(row.split("|")[3]) == 16  # calls
-    assert run.last["epoch"] == 0
 
 
 @pytest.mark.parametrize(
