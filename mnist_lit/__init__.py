@@ -36,7 +36,8 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> "Run":
         from mnist_lit.build import build
     cfg = cli.compose("train", overrides)
     if cfg.resume is not None:
-        raise UserError(f"resume={cfg.resume}: from Python, a run cannot go on; use python -m mnist_lit.train resume=")
+        command = f"python -m mnist_lit.train resume={cfg.resume}"
+        raise UserError(f"resume={cfg.resume}: from Python, a run cannot go on; use {command}")
     folder = Path(run_dir or cli.new_folder("outputs/train")).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     cfg.run_dir = str(folder)

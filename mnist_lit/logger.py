@@ -1,12 +1,15 @@
-"""TensorBoard, set up for runs that are compared: one event file, HParams from the first second."""
+"""Loggers for runs that are compared and that go on: TensorBoard, with HParams from the first second, and CSV."""
 
+import csv
+import shutil
 import warnings
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
@@ -95,3 +98,23 @@ class TensorBoard(TensorBoardLogger):
     def close(self) -> None:
         """Close the event file."""
         self.experiment.close()
+
+
+class Csv(CSVLogger):
+    """Writes the scalars to `csv/metrics.csv` in `save_dir`, a row a step."""
+
+    def __init__(self, *, save_dir: str) -> None:
+        # Each row at once: a run that is killed goes on from its last checkpoint, and needs those before it.
+        super().__init__(save_dir, name="", version="csv", flush_logs_every_n_steps=1)
+
+    @rank_zero_only
+    def forget_after(self, step: int) -> None:
+        """Keep an earlier attempt's rows up to `step`; Lightning itself would drop all of them."""
+        path = Path(self.log_dir, "metrics.csv")
+        if not path.exists():
+            return
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        shutil.rmtree(self.log_dir)
+        self.experiment.metrics = [{key: value for key, value in row.items() if value} for row in rows]
+        self.experiment.save()

@@ -14,7 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mnist_lit.data import MNISTDataModule
 from mnist_lit.errors import DivergedError, UserError, in_one_line
-from mnist_lit.logger import TensorBoard
+from mnist_lit.logger import Csv, TensorBoard
 from mnist_lit.module import Classifier
 from mnist_lit.result import Result, Status, config_hash
 
@@ -93,15 +93,16 @@ class Run:
             raise UserError(f"{path}: damaged; remove it to start the run anew: {in_one_line(error)}") from error
 
     def forget_after(self, step: int) -> None:
-        """Tell TensorBoard to forget what an earlier attempt logged after a step."""
+        """Tell the loggers to forget what an earlier attempt logged after a step."""
         for logger in self.trainer.loggers:
-            if isinstance(logger, TensorBoard):
+            if isinstance(logger, TensorBoard | Csv):
                 logger.forget_after(step)
 
     def start_anew(self) -> None:
         """Remove what an earlier attempt left in the run folder."""
-        for leftover in (*self.run_dir.glob("events.out.tfevents.*"), *self.run_dir.glob("checkpoints/*.ckpt")):
-            leftover.unlink()
+        for pattern in ("events.out.tfevents.*", "checkpoints/*.ckpt", "csv/*"):
+            for leftover in self.run_dir.glob(pattern):
+                leftover.unlink()
 
     def _fit(self, resume_from: Path | None) -> None:
         try:

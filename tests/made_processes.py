@@ -18,8 +18,7 @@ from mnist_lit.train import main
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["mnist_lit.build", "mnist_lit.train", "mnist_lit.sweep.report"])
-# Many times what one of them takes.
-_SECONDS = 200
+MAX_SECONDS = 200  # many times what one of them takes
 
 
 def in_child(*arguments: str, folder: Path, step: int = 0, number: int = signal.SIGTERM) -> ForkServerProcess:
@@ -31,7 +30,7 @@ def in_child(*arguments: str, folder: Path, step: int = 0, number: int = signal.
 
 def exit_code(process: ForkServerProcess) -> int:
     """Wait until a process has ended; it must not take long."""
-    process.join(_SECONDS)
+    process.join(MAX_SECONDS)
     if process.exitcode is None:
         process.kill()
     assert process.exitcode is not None, "the process hangs"

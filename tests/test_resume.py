@@ -189,6 +189,17 @@ def test_a_step_of_several_batches_is_not_cut_in_two(tmp_path: Path) -> None:
     assert_same(folder, whole)
 
 
+def test_the_rows_of_a_table_go_on(tmp_path: Path) -> None:
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    settings = (*SETTINGS, "logger=csv")
+    assert exit_code(in_child(*settings, f"hydra.run.dir='{whole}'", folder=tmp_path)) == 0
+    killed = in_child(*settings, f"hydra.run.dir='{folder}'", folder=tmp_path, step=40, number=signal.SIGKILL)
+    assert exit_code(killed) == -signal.SIGKILL
+    assert resume(folder) == 0
+    table, expected = ((path / "csv" / "metrics.csv").read_text(encoding="utf-8") for path in (folder, whole))
+    assert table == expected
+
+
 def test_a_resumed_run_stays_in_its_folder(main: Main, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     outcome = main("resume=run", "hydra.run.dir=elsewhere")

@@ -62,8 +62,6 @@ def register(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / ".lock"):
-        (folder / STOP).unlink(missing_ok=True)
-        (folder / BEGAN).touch()
         ledger = _read(folder) or {"schema_version": 1, "keys": list(keys), "settings": settings, "jobs": []}
         if ledger["keys"] != list(keys):
             difference = f"sweep {', '.join(ledger['keys'])}, not {', '.join(keys)}"
@@ -75,6 +73,8 @@ def register(
             )
         if difference:
             raise UserError(f"sweep.name={folder.name}: the runs in {folder} {difference}; choose another sweep.name")
+        (folder / STOP).unlink(missing_ok=True)
+        (folder / BEGAN).touch()
         _write(folder, ledger | {"num_expected": num_expected}, jobs)
 
 
@@ -122,7 +122,8 @@ def progress_line(folder: Path, name: str) -> str:
     results = {job.name: read_result(folder / job.name) for job in jobs}
     result = results.get(name) or {}
     # What an earlier call left failed or interrupted is still to run.
-    began, done = (folder / BEGAN).stat().st_mtime_ns, names_done(folder)
+    began = (folder / BEGAN).stat().st_mtime_ns
+    done = {job.name for job in jobs if is_done(results[job.name], job.config_hash)}
     ended = {job: end for job, end in ends(folder, jobs).items() if job in done or end >= began}
     num_ended = sum(end <= ended.get(name, end) for end in ended.values())
     spent = [known["fit_seconds"] for known in results.values() if known and known["fit_seconds"]]

@@ -15,8 +15,6 @@ from mnist_lit.result import FILE_NAME, SCHEMA_VERSION
 from mnist_lit.sweep.notation import count
 
 NEVER_ENDED, UNREADABLE = "never ended", "unreadable"
-# Folders beside a sweep's jobs that are no jobs.
-NOT_JOBS = ("figures",)
 # Overrides that make no setting: what tells repetitions apart, where files go, how the sweep itself works.
 NOT_SETTINGS = re.compile(r"seed|run_dir|sweep\..*")
 
@@ -69,7 +67,7 @@ def setting_of(overrides: Mapping[str, str]) -> dict[str, str]:
 def _run_folders(folder: Path) -> list[Path]:
     if not folder.is_dir() or (folder / FILE_NAME).exists() or (folder / "config.yaml").exists():
         return [folder]
-    below = [path for path in sorted(folder.iterdir()) if path.name not in NOT_JOBS and not path.name.startswith(".")]
+    below = [path for path in sorted(folder.iterdir()) if path.name != "figures" and not path.name.startswith(".")]
     return [path for path in below if path.is_dir()]
 
 

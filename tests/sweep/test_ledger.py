@@ -1,4 +1,4 @@
-"""The lines of jobs that other processes run."""
+"""How the ledger counts the jobs that have ended."""
 
 import os
 import time
