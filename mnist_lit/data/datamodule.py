@@ -142,8 +142,8 @@ class MNISTDataModule(L.LightningDataModule):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Pixels 0..255, uint8 or float -> float32 (pixel / 255 - mean) / std."""
-        # In place and without the division by 255: a quarter of the time of the formula as written.
-        return images.to(torch.float32).sub_(255 * self.mean).div_(255 * self.std)
+        # Conversion included, in one pass over the memory where the formula as written takes four.
+        return torch.add(torch.tensor(-self.mean / self.std), images, alpha=1 / (255 * self.std))
 
     def state_dict(self) -> dict[str, Any]:
         """Return how far into its order of the images an epoch is, if it is not over; part of every checkpoint."""

@@ -125,8 +125,15 @@ def _verdict(verdict: str, p_value: float) -> str:
 
 
 def _effect_tables(summary: Summary) -> list[Block]:
-    """Return two tables: how far each key moves the metric, and the means behind it."""
-    ordered = summary.ordered_effects
+    """Return two tables: how far each key moves the metric, and the means behind it; a sentence where none can be."""
+    # A search draws new values for each trial: there is nothing to average over.
+    ordered = [
+        (key, effect)
+        for key, effect in summary.ordered_effects
+        if len(summary.keys) == 1 or effect["settings"].max() > 1
+    ]
+    if not ordered:
+        return [Text("No value was tried with several of the other keys: nothing tells their effects apart.")]
     decimals = num_decimals(summary.effects["mean"])
     ranges = []
     for key, effect in ordered:

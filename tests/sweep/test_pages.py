@@ -44,15 +44,24 @@ def test_single_run(add: Add, sweep_dir: Path) -> None:
     assert (draw_effects(summary), draw_heatmap(summary)) == (None, None)
 
 
-def test_random_search_has_no_heatmap_and_no_endless_tables(add: Add, sweep_dir: Path) -> None:
+def test_search_has_no_heatmap_and_no_means_of_values_tried_once(add: Add, sweep_dir: Path) -> None:
     random = np.random.default_rng(0)
     for lr, momentum in random.uniform(0.01, 1, (60, 2)):
         add(f"optimizer.lr={lr}", f"optimizer.momentum={momentum}", acc=1 - lr / 10)
     write_report([sweep_dir], sweep_dir)
     page = (sweep_dir / "report.md").read_text()
-    assert len(cells_of_markdown(page, "Effect of each key")) == 3
+    assert "nothing tells their effects apart" in page
+    assert "effects of keys may mix" not in page
+    assert cells_of_markdown(page, "Effect of each key") == []
     assert draw_heatmap(summary_of(sweep_dir)) is None
     assert draw_effects(summary_of(sweep_dir)) is not None
+
+
+def test_key_of_many_values_has_no_endless_table(add: Add, sweep_dir: Path) -> None:
+    for number in range(30):
+        add(f"optimizer.lr={number / 100 + 0.01}", acc=0.9 + number / 1000)
+    write_report([sweep_dir], sweep_dir)
+    assert len(cells_of_markdown((sweep_dir / "report.md").read_text(), "Effect of each key")) == 2
 
 
 def test_markdown_and_html_hold_the_same_table(grid: Path) -> None:
