@@ -23,6 +23,7 @@ from mnist_lit.sweep import ledger
 from mnist_lit.sweep.composition import JobLoader
 from mnist_lit.sweep.identity import job_name
 from mnist_lit.sweep.progress import ProgressLines
+from mnist_lit.sweep.workers import fork_from_one
 
 if TYPE_CHECKING:
     from mnist_lit.data import MNISTDataModule
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 # Compared by name, so that Hydra alone decides when plugins are imported.
 IN_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
 GRID_SWEEPER = "hydra_plugins.mnist_lit_sweeper.GridSweeper"
 
 
@@ -84,6 +86,8 @@ class SweepCallback(Callback):
     def _prepare(self, config: DictConfig) -> None:
         if config.resume is not None:
             raise UserError(f"resume={config.resume}: a multirun goes on by itself; give its own command again")
+        if config.hydra.launcher._target_ == JOBLIB:
+            fork_from_one(config.hydra.launcher.n_jobs)
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         # Hydra gives it to the sweeper and the launcher.

@@ -1,12 +1,37 @@
 """Ready sweeps, the search, and launchers: how jobs are chosen and where they run."""
 
 import os
+import sys
+from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_sweeps import Sweep, results
 
-from mnist_lit.sweep import ledger
+from mnist_lit.sweep import ledger, workers
+
+
+@pytest.fixture
+def no_forkserver() -> Iterator[None]:
+    """Let joblib's workers, and the process they are forked from, be new ones, and leave none behind."""
+    server: Any = forkserver._forkserver
+    preloaded = server._preload_modules
+
+    def stop() -> None:
+        if "joblib" in sys.modules:
+            from joblib.externals.loky import get_reusable_executor
+            from joblib.externals.loky.backend.context import set_start_method
+
+            get_reusable_executor(max_workers=1).shutdown(kill_workers=True)
+            set_start_method(None, force=True)
+        server._stop()
+
+    stop()
+    yield
+    stop()
+    server.set_forkserver_preload(preloaded)
 
 
 def test_ready_sweeps_know_their_keys(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,6 +103,7 @@ def test_launchers_give_the_same_sweep(
     sweep: Sweep,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    no_forkserver: None,
 ) -> None:
     extra = launcher.partition("_")[0]
     pytest.importorskip(f"hydra_plugins.hydra_{extra}_launcher", reason=f"needs the extra {extra}")
@@ -110,3 +136,24 @@ def test_launchers_give_the_same_sweep(
             import ray
 
             ray.shutdown()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
+def test_joblibs_workers_are_forked_from_one_that_has_imported_torch(no_forkserver: None) -> None:
+    joblib = pytest.importorskip("joblib", reason="needs the extra joblib")
+    num_cores = joblib.cpu_count()
+    workers.fork_from_one(n_jobs=num_cores)
+    worker = "__import__('os').getppid(), 'mnist_lit.build' in __import__('sys').modules"
+    threads = "__import__('torch').get_num_threads()"
+    found = joblib.Parallel(n_jobs=2)(joblib.delayed(eval)(f"({worker}, {threads})") for _ in range(4))
+    ((parent, has_imported, num_threads),) = set(found)
+    assert parent != os.getpid()
+    assert has_imported
+    assert num_threads == 1
+
+
+def test_no_workers_at_all_are_refused(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra joblib")
+    assert sweep("hydra/launcher=joblib", "hydra.launcher.n_jobs=0", "seed=0,1") == 2
+    assert capsys.readouterr().err == "error: hydra.launcher.n_jobs=0: must be above 0, or -1: one a core\n"
+    assert not Path("outputs").exists()
