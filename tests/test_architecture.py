@@ -19,9 +19,9 @@ MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in PACKAGE.rglob("*.py")
 }
-# Started by a person, or named to Hydra in conf/hydra; nobody imports them.
+# Started by a person, or named to Hydra or to the process that workers are forked from; nobody imports them.
 STARTED = {name for name, path in MODULES.items() if '__name__ == "__main__"' in path.read_text(encoding="utf-8")}
-ENTRY_POINTS = STARTED | {"sweep.callback"}
+ENTRY_POINTS = STARTED | {"sweep.callback", "sweep.preloaded"}
 PLUGINS = {f"hydra_plugins.{path.stem}": path for path in (PACKAGE.parent / "hydra_plugins").glob("mnist_lit_*.py")}
 ALL = MODULES | PLUGINS
 

@@ -125,12 +125,14 @@ def progress_line(folder: Path, name: str) -> str:
     began = (folder / BEGAN).stat().st_mtime_ns
     done = {job.name for job in jobs if is_done(results[job.name], job.config_hash)}
     ended = {job: end for job, end in ends(folder, jobs).items() if job in done or end >= began}
-    num_ended = sum(end <= ended.get(name, end) for end in ended.values())
-    spent = [known["fit_seconds"] for known in results.values() if known and known["fit_seconds"]]
+    ends_until_now = [end for end in ended.values() if end <= ended.get(name, end)]
+    num_ended = len(ends_until_now)
     accuracy = result.get("metrics", {}).get("val/acc")
     outcome = result.get("status", "not ended") if accuracy is None else f"val/acc {accuracy:.4f}"
     seconds = result.get("fit_seconds") or 0.0
-    left = (num_jobs - num_ended) * sum(spent) / len(spent) if spent else 0.0
+    # By the clock, which knows how many jobs run at once and what each takes beside its fit.
+    spent = [(end - began) / 1e9 for end in ends_until_now if end >= began]
+    left = (num_jobs - num_ended) * max(spent) / len(spent) if spent else 0.0
     return f"{num_ended}/{num_jobs}  {name}  {outcome}  {seconds:.1f} s  about {left:.0f} s left"
 
 

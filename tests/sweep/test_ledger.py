@@ -1,7 +1,6 @@
 """How the ledger counts the jobs that have ended."""
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -19,14 +18,14 @@ def test_jobs_that_end_between_two_looks_are_counted_one_by_one(
     os.utime(failed, ns=(0, 0))
     ledger.register(sweep_dir, ["seed"], {}, jobs)
     lines = ProgressLines(sweep_dir)
-    now = time.time_ns()
-    for order, seed in enumerate((2, 0, 1)):
-        end = now + order * 10**9
+    began = (sweep_dir / ledger.BEGAN).stat().st_mtime_ns
+    for order, seed in enumerate((2, 0, 1), start=1):
+        end = began + order * 10 * 10**9  # a job every ten seconds, whatever each has spent on its fit
         os.utime(add(acc=0.9, seed=seed, name=f"seed={seed}") / "result.json", ns=(end, end))
     lines.start()
     lines.stop()
     assert capsys.readouterr().out.splitlines() == [
-        "1/4  seed=2  val/acc 0.9000  7.0 s  about 18 s left",
-        "2/4  seed=0  val/acc 0.9000  5.0 s  about 12 s left",
-        "3/4  seed=1  val/acc 0.9000  6.0 s  about 6 s left",
+        "1/4  seed=2  val/acc 0.9000  7.0 s  about 30 s left",
+        "2/4  seed=0  val/acc 0.9000  5.0 s  about 20 s left",
+        "3/4  seed=1  val/acc 0.9000  6.0 s  about 10 s left",
     ]
