@@ -1,5 +1,6 @@
 import gc
 import re
+import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import Command, Main
 from hydra.errors import HydraException, MissingConfigException
+from lightning_utilities.core import imports
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError
 
@@ -59,6 +61,18 @@ def test_fast_imports_collects_after_an_error() -> None:
     with pytest.raises(ImportError), cli.fast_imports():
         raise ImportError
     assert gc.isenabled()
+
+
+def test_fast_imports_hide_what_torchmetrics_would_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seen() -> list[bool]:
+        caches = [imports.RequirementCache(name) for name in ("torchvision", "scipy", "torch")]
+        return [*map(bool, caches), imports.package_available("scipy"), imports.package_available("torch")]
+
+    monkeypatch.delitem(sys.modules, "lightning")  # as in a new process
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    with cli.fast_imports():
+        assert seen() == [False, False, True, False, True]
+    assert seen() == [True] * 5
 
 
 def test_runs_after_the_first_keep_no_garbage_for_good() -> None:
