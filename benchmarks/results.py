@@ -43,7 +43,7 @@ BEGIN, END = "<!-- results: benchmarks/results.py -->\n", "<!-- end of results -
 class Row:
     """One experiment: what its network and loss are, and the test error in percent that was published for it.
 
-    `search` says among what its settings were searched; an experiment without one has those of `tuned`.
+    `search` says among what its settings were searched, if they were.
     """
 
     network: str
@@ -134,7 +134,9 @@ def search(name: str) -> None:
     folder = ROOT / "outputs" / "sweeps" / f"search_{name}"
     arguments = [f"experiment={name}", *SEARCH, *ROWS[name].search]
     run(name, ["-m", *arguments, f"sweep.name={folder.name}"])
-    report = re.sub(r"## Pictures.*?(?=^## )", "", (folder / "report.md").read_text(), flags=re.DOTALL | re.MULTILINE)
+    report = re.sub(
+        r"## Pictures.*?(?=^## )", "", (folder / "report.md").read_text("utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
     SEARCHES.mkdir(exist_ok=True)
     command = shlex.join(["python", "-m", "mnist_lit.train", "-m", *arguments])
     (SEARCHES / f"{name}.md").write_text(f"{report.rstrip()}\n\nThe search: `{command}`\n", encoding="utf-8")

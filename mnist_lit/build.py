@@ -37,6 +37,8 @@ for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
 # Hydra logs what it also raises, over several lines.
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
 
+MONITORED = ("val/acc", "val/loss")
+
 
 class NoProfiler(PassThroughProfiler):
     """Profiles nothing, like Lightning's own, without making a context of its own for each of 48 hooks a step."""
@@ -46,9 +48,6 @@ class NoProfiler(PassThroughProfiler):
     def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
         """Return a context that does nothing."""
         return self.nothing
-
-
-MONITORED = ("val/acc", "val/loss")
 
 
 def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:

@@ -157,7 +157,8 @@ def fast_imports() -> Iterator[None]:
 
     They make half a million objects that all stay; looking through them again and again takes 1.4 seconds, and
     some of every collection later, so they are kept out of it for good. torchmetrics, which lightning brings, spends
-    1.3 seconds on SciPy and torchvision, for metrics of sounds and images, unless they seem to be missing.
+    1.3 seconds on SciPy and torchvision, for metrics of sounds and images, unless they seem to be missing: a few of
+    those metrics then say so for as long as the process lives.
     """
     if "lightning" in sys.modules:  # done before, as in every job of a sweep but the first
         yield

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from conftest import Compose
+from omegaconf import OmegaConf
 
 from mnist_lit import build
 from mnist_lit.cli import CONF_DIR
@@ -49,6 +50,21 @@ def test_losses_are_compared_over_the_same_seeds(results: Any) -> None:
     assert sentence.endswith("significant at 5 %).")
     assert "not significant" not in sentence
     assert "not significant" in results.compare(one, one | {"test_acc": [0.981, 0.98, 0.983]})
+
+
+# Not `augmented`: its settings are older than its search, which could not tell them from the best.
+@pytest.mark.parametrize("experiment", ["tuned", "cross_entropy", "lecun1998_300"])
+def test_settings_are_what_the_search_found(experiment: str, results: Any, make_config: Compose) -> None:
+    report = (results.SEARCHES / f"{experiment}.md").read_text(encoding="utf-8")
+    (best,) = (line for line in report.splitlines() if line.startswith("| 1 |"))
+    config = make_config(f"experiment={experiment}", sample=False)
+    for found, searched in zip(best.split(" | ")[1:3], results.ROWS[experiment].search, strict=True):
+        assert OmegaConf.select(config, searched.partition("=")[0]) == pytest.approx(float(found), rel=0.05)
+
+
+def test_every_search_has_its_report(results: Any) -> None:
+    searched = [name for name, row in results.ROWS.items() if row.search]
+    assert sorted(path.stem for path in results.SEARCHES.iterdir()) == sorted(searched)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

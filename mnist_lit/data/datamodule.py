@@ -141,9 +141,10 @@ class MNISTDataModule(L.LightningDataModule):
         return self.normalise(images), labels
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Pixels 0..255, uint8 or float -> float32 (pixel / 255 - mean) / std."""
+        """Pixels 0..255, uint8 or float32 -> float32 (pixel / 255 - mean) / std."""
         # Conversion included, in one pass over the memory where the formula as written takes four.
-        return torch.add(torch.tensor(-self.mean / self.std), images, alpha=1 / (255 * self.std))
+        shift = torch.tensor(-self.mean / self.std, dtype=torch.float32)
+        return torch.add(shift, images, alpha=1 / (255 * self.std))
 
     def state_dict(self) -> dict[str, Any]:
         """Return how far into its order of the images an epoch is, if it is not over; part of every checkpoint."""

@@ -86,20 +86,23 @@ class SweepCallback(Callback):
     def _prepare(self, config: DictConfig) -> None:
         if config.resume is not None:
             raise UserError(f"resume={config.resume}: a multirun goes on by itself; give its own command again")
-        if config.hydra.launcher._target_ == JOBLIB:
-            fork_from_one(config.hydra.launcher.n_jobs)
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         # Hydra gives it to the sweeper and the launcher.
         loader = hydra.config_loader = JobLoader(hydra.config_loader)
         overrides = all_overrides(loader, config)
         keys = [key_of(override) for override in overrides if override.is_sweep_override()]
+        is_grid = config.hydra.sweeper._target_ == GRID_SWEEPER
+        if is_grid and not all(override.is_discrete_sweep() for override in overrides if override.is_sweep_override()):
+            raise UserError("a grid takes lists and ranges only; for interval() choose sweep=tpe")
+        if config.hydra.launcher._target_ == JOBLIB and not config.sweep.dry_run:
+            fork_from_one(config.hydra.launcher.n_jobs)
         # The jobs' configurations are composed anew from these lists, wherever they run.
         told = f"sweep.keys=[{','.join(keys)}]"
         with read_write(config), open_dict(config):
             config.sweep.keys = keys
             config.hydra.overrides.task.append(told)
-        if config.hydra.sweeper._target_ == GRID_SWEEPER:
+        if is_grid:
             self._prepare_grid(config, loader, overrides, keys, told)
         else:
             self._prepare_search(config, loader, overrides, keys, told)
@@ -111,8 +114,6 @@ class SweepCallback(Callback):
     def _prepare_grid(
         self, config: DictConfig, loader: JobLoader, overrides: list[Override], keys: list[str], told: str
     ) -> None:
-        if not all(override.is_discrete_sweep() for override in overrides if override.is_sweep_override()):
-            raise UserError("a grid takes lists and ranges only; for interval() choose sweep=tpe")
         folder = Path(config.hydra.sweep.dir)
         grid = BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]
         check = Preflight(folder, keys)

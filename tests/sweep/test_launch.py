@@ -139,17 +139,24 @@ def test_launchers_give_the_same_sweep(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
-def test_joblibs_workers_are_forked_from_one_that_has_imported_torch(no_forkserver: None) -> None:
+@pytest.mark.parametrize("num_threads", [None, "3"])
+def test_joblibs_workers_are_forked_from_one_that_has_imported_torch(
+    num_threads: str | None, no_forkserver: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     joblib = pytest.importorskip("joblib", reason="needs the extra joblib")
-    num_cores = joblib.cpu_count()
-    workers.fork_from_one(n_jobs=num_cores)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if num_threads is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", num_threads)
+    workers.fork_from_one(n_jobs=2)
     worker = "__import__('os').getppid(), 'mnist_lit.build' in __import__('sys').modules"
-    threads = "__import__('torch').get_num_threads()"
-    found = joblib.Parallel(n_jobs=2)(joblib.delayed(eval)(f"({worker}, {threads})") for _ in range(4))
-    ((parent, has_imported, num_threads),) = set(found)
+    settings = "__import__('os').environ['OMP_NUM_THREADS'], __import__('signal').getsignal(2).__name__"
+    found = joblib.Parallel(n_jobs=2)(joblib.delayed(eval)(f"({worker}, {settings})") for _ in range(4))
+    ((parent, has_imported, told, on_ctrl_c),) = set(found)
     assert parent != os.getpid()
     assert has_imported
-    assert num_threads == 1
+    assert told == (num_threads or "4")
+    assert on_ctrl_c == "default_int_handler"
 
 
 def test_no_workers_at_all_are_refused(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
