@@ -116,6 +116,8 @@ def main() -> None:
     if unknown := [name for name in options.experiments if name not in ROWS]:
         parser.error(f"{unknown[0]} is none of {', '.join(ROWS)}")
     if options.search:
+        if unsearched := [name for name in options.experiments if not ROWS[name].search]:
+            parser.error(f"{unsearched[0]} has no search")
         for name in options.experiments or [name for name, row in ROWS.items() if row.search]:
             search(name)
         return

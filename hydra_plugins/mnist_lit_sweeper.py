@@ -26,6 +26,8 @@ class GridSweeper(BasicSweeper):
         done = ledger.names_done(Path(self.config.hydra.sweep.dir))
         grid = self.split_arguments(overrides, max_batch_size=None)[0]
         jobs = [job for job in grid if job_name(self.config.sweep["keys"], job) not in done]
+        if len(jobs) < len(grid):
+            print(f"{len(grid) - len(jobs)} of {len(grid)} jobs are done already")
         returns: list[Sequence[JobReturn]] = []
         for batch in self.split_overrides_to_chunks(jobs, self._batch_size()) if jobs else []:
             returns.append(self.launcher.launch(batch, initial_job_idx=sum(map(len, returns))))

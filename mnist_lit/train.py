@@ -3,6 +3,7 @@
 import gc
 import math
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
@@ -26,8 +27,13 @@ CHANGED_ON_RESUME = ("trainer.max_epochs", "trainer.accelerator", "data.root", "
 
 
 def main() -> None:
-    """Compose the configuration and train."""
-    cli.run(train, config_name="train", paths=["resume"])
+    """Compose the configuration and train; say how a sweep that was interrupted goes on."""
+    try:
+        cli.run(train, config_name="train", paths=["resume"])
+    except SystemExit as end:
+        if end.code in (128 + signal.SIGINT, 128 + signal.SIGTERM) and {"-m", "--multirun"} & set(sys.argv):
+            print("interrupted; the same command again goes on", file=sys.stderr)
+        raise
 
 
 def train(cfg: DictConfig) -> float | None:

@@ -110,7 +110,7 @@ def ranking_table(summary: Summary, most: int, names: Mapping[str, str] | None =
         columns["against the best"] = [
             _verdict(verdict, p) for verdict, p in zip(settings["verdict"], settings["p_value"], strict=True)
         ]
-    for name, header in {"bad": "diverged", "failed": "failed"}.items():
+    for name, header in {"bad": "diverged", "failed": "unfinished"}.items():
         if summary.settings[name].any():
             columns[header] = settings[name].astype(str).to_list()
     columns["fit s"] = [fixed(seconds, 1) for seconds in settings["fit_seconds"]]
@@ -126,12 +126,8 @@ def _verdict(verdict: str, p_value: float) -> str:
 
 def _effect_tables(summary: Summary) -> list[Block]:
     """Return two tables: how far each key moves the metric, and the means behind it; a sentence where none can be."""
-    # A search draws new values for each trial: there is nothing to average over.
-    ordered = [
-        (key, effect)
-        for key, effect in summary.ordered_effects
-        if len(summary.keys) == 1 or effect["settings"].max() > 1
-    ]
+    telling = summary.keys if len(summary.keys) == 1 else summary.averaged_keys
+    ordered = [(key, effect) for key, effect in summary.ordered_effects if key in telling]
     if not ordered:
         return [Text("No value was tried with several of the other keys: nothing tells their effects apart.")]
     decimals = num_decimals(summary.effects["mean"])

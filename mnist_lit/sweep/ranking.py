@@ -52,6 +52,11 @@ class Summary:
         return [key for key in self.keys if pd.api.types.is_numeric_dtype(self.values[key])]
 
     @property
+    def averaged_keys(self) -> list[str]:
+        """The swept keys of which a value was tried with several of the others; none in a search, which draws anew."""
+        return [key for key in self.keys if not self.values.loc[self.ranked.index, key].is_unique]
+
+    @property
     def tags(self) -> list[str]:
         """The names of all metrics of the runs: `metric` first, those of the test images last."""
         return sorted(metric_tags(self.runs), key=lambda tag: tag != self.metric)

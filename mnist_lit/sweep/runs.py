@@ -34,9 +34,10 @@ def read_runs(folders: Iterable[Path]) -> pd.DataFrame:
     paths = list(dict.fromkeys(path.resolve() for folder in folders for path in _run_folders(folder)))
     records = [_read(path) for path in paths]
     if all(record["status"] == NEVER_ENDED for record in records):
-        seen = f"{count(len(records), 'folder')} without {FILE_NAME}" if records else "no run's folder"
-        where = ", ".join(map(str, folders))
-        raise UserError(f"no run has ended in {where}: found {seen}; name a sweep's folder, outputs/sweeps/NAME")
+        seen = "no run's folder; name a sweep's folder, outputs/sweeps/NAME"
+        if records:
+            seen = f"{count(len(records), 'folder')} without {FILE_NAME}; wait until one is done"
+        raise UserError(f"no run has ended in {', '.join(map(str, folders))}: found {seen}")
     parent = os.path.commonpath([path.parent for path in paths])
     for path, record in zip(paths, records, strict=True):
         record["run"] = path.relative_to(parent).as_posix()

@@ -50,9 +50,7 @@ def _edge_warnings(summary: Summary) -> Iterator[str]:
 
 def _is_unbalanced(summary: Summary) -> bool:
     ranked = summary.values.loc[summary.ranked.index]
-    for key in summary.keys:
-        if ranked[key].is_unique:  # as in a search, where nothing is averaged
-            continue
+    for key in summary.averaged_keys:
         others = ranked.drop(columns=key)
         rests = {frozenset(group.itertuples(index=False, name=None)) for _, group in others.groupby(ranked[key])}
         if len(rests) > 1:

@@ -164,3 +164,17 @@ def test_no_workers_at_all_are_refused(sweep: Sweep, capsys: pytest.CaptureFixtu
     assert sweep("hydra/launcher=joblib", "hydra.launcher.n_jobs=0", "seed=0,1") == 2
     assert capsys.readouterr().err == "error: hydra.launcher.n_jobs=0: must be above 0, or -1: one a core\n"
     assert not Path("outputs").exists()
+
+
+def test_an_interrupted_sweep_says_how_it_goes_on(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mnist_lit.run.L.Trainer.fit", interrupted)
+    assert sweep("seed=0,1") == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted; the same command again goes on"
+    assert {name: result["status"] for name, result in results("outputs/sweeps/seed").items()} == {
+        "seed=0": "interrupted"
+    }

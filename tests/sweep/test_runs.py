@@ -78,7 +78,9 @@ def test_no_run_is_an_error_that_names_the_folder(sweep_dir: Path) -> None:
         write_report([sweep_dir], sweep_dir)
     (sweep_dir / "lr=0.1").mkdir()
     (sweep_dir / "lr=0.2").mkdir()
-    with pytest.raises(UserError, match=re.escape(f"{sweep_dir}: found 2 folders without result.json")):
+    with pytest.raises(
+        UserError, match=re.escape(f"{sweep_dir}: found 2 folders without result.json; wait until one is done")
+    ):
         write_report([sweep_dir], sweep_dir)
     assert not (sweep_dir / "report.md").exists()
 

@@ -46,10 +46,12 @@ def test_nothing_of_a_job_stays_in_memory(sweep: Sweep) -> None:
         gc.enable()
 
 
-def test_the_same_command_again_runs_only_what_is_new(sweep: Sweep) -> None:
+def test_the_same_command_again_runs_only_what_is_new(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep("optimizer.lr=0.1,0.03", "sweep.name=grown") == 0
     before = {path: path.stat().st_mtime_ns for path in Path("outputs/sweeps/grown").glob("*/result.json")}
+    assert "done already" not in capsys.readouterr().out
     assert sweep("optimizer.lr=0.1,0.03,0.3", "sweep.name=grown") == 0
+    assert capsys.readouterr().out.startswith("2 of 3 jobs are done already\n")
     after = {path: path.stat().st_mtime_ns for path in Path("outputs/sweeps/grown").glob("*/result.json")}
     assert len(before) == 2
     assert {path.parent.name for path in after.keys() - before.keys()} == {"lr=0.3"}
