@@ -7,7 +7,6 @@ here takes plain arguments.
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import lightning as L
@@ -16,7 +15,6 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.profilers import PassThroughProfiler
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
@@ -25,6 +23,7 @@ from torch.utils import deterministic
 from mnist_lit.callbacks.checkpoint import WholeFiles
 from mnist_lit.data import MNISTDataModule
 from mnist_lit.errors import UserError, in_one_line
+from mnist_lit.loop import StepLoop
 from mnist_lit.module import Classifier
 from mnist_lit.run import Run
 from mnist_lit.signatures import check_arguments
@@ -38,16 +37,6 @@ for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
 
 MONITORED = ("val/acc", "val/loss")
-
-
-class NoProfiler(PassThroughProfiler):
-    """Profiles nothing, like Lightning's own, without making a context of its own for each of 48 hooks a step."""
-
-    nothing = nullcontext()
-
-    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
-        """Return a context that does nothing."""
-        return self.nothing
 
 
 def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
@@ -72,9 +61,9 @@ def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
         callbacks=[*callbacks, timer],
         logger=loggers or False,
         default_root_dir=cfg.run_dir,
-        **({} if cfg.trainer.get("profiler") else {"profiler": NoProfiler()}),
         **({} if "plugins" in cfg.trainer else {"plugins": [WholeFiles()]}),
     )
+    StepLoop.install(trainer)
     return Run(config=config, overrides=overrides, datamodule=datamodule, module=module, trainer=trainer, timer=timer)
 
 

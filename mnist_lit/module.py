@@ -1,6 +1,5 @@
 """The LightningModule: network, loss, optimiser and schedule, one shared step, and what is measured."""
 
-import inspect
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -70,14 +69,6 @@ class Classifier(L.LightningModule):
         self.lr = 0.0
         self.history: dict[str, list[tuple[int, float]]] = {}
         self.unrecorded: tuple[Tensor, int, int] | None = None  # of the last step: loss, batch_idx, number of images
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning notes the running hook's name here 46 times a step, and nn.Module's own __setattr__,
-        # which looks for parameters, makes that 130 us a step.
-        if name in ("_current_fx_name", "unrecorded"):
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, 28, 28] -> logits [B, C]."""
@@ -227,7 +218,3 @@ class Classifier(L.LightningModule):
                 f"{tag} became {value} at step {self.trainer.global_step}: try a smaller optimizer.lr, "
                 "or trainer.gradient_clip_val=1"
             )
-
-
-# Lightning asks for it at every step, and finding it out takes 60 us.
-Classifier.training_step.__signature__ = inspect.signature(Classifier.training_step)  # type: ignore[attr-defined]

@@ -2,7 +2,6 @@
 
 import io
 import os
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +38,6 @@ class MovableCheckpoint(ModelCheckpoint):
 
     Lightning's own warns that the folder has changed, forgets the best score, and points to the old place.
     """
-
-    @cached_property
-    def state_key(self) -> str:
-        """Name this among a checkpoint's callbacks; Lightning asks at each of a step's hooks."""
-        return super().state_key
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the state up, its paths below the folder as it is now."""
