@@ -27,9 +27,11 @@ from torch.nn.functional import mse_loss, one_hot
 from torch.utils.data import DataLoader, Subset
 
 from mnist_lit import cli
-from mnist_lit.build import build
-from mnist_lit.data import sources
-from mnist_lit.run import Run, quiet
+
+with cli.fast_imports():  # as `python -m mnist_lit.train` does: what they make stays out of garbage collection
+    from mnist_lit.build import build
+    from mnist_lit.data import sources
+    from mnist_lit.run import Run, quiet
 
 NUM_TRAIN = 55_000  # what 5,000 validation images leave
 BATCH_SIZE = 512

@@ -1,4 +1,4 @@
-"""The loss of the blog this project grew from; others come from torch.nn by YAML."""
+"""Squared errors: of the blog this project grew from, and of probabilities; other losses come from torch.nn by YAML."""
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,7 @@ class OneHotMSE(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits [B, C] and labels [B] -> scalar."""
-        targets = functional.one_hot(labels, logits.shape[1])
-        return functional.mse_loss(logits, targets.to(logits.dtype))
+        return _mse(logits, labels)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits [B, C] -> the closest probabilities [B, C]: at least 0, summing to 1.
@@ -29,6 +28,26 @@ class OneHotMSE(nn.Module):
         # What to subtract if the first 1, 2, ... stay above 0; the right number of them gives the largest.
         shift = (excess / ranks).amax(dim=1, keepdim=True)
         return (logits - shift).clamp(min=0)
+
+
+class SoftmaxMSE(nn.Module):
+    """Squared error between softmax probabilities of logits [B, C] and one-hot labels [B], mean over batch and classes.
+
+    The score of Brier (1950), divided by C. Networks of the 1990s commonly squashed their outputs under a squared error,
+    too: an image that is named rightly and surely adds nothing to it, where `OneHotMSE` goes on to fit its outputs to
+    0 and 1.
+    """
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits [B, C] and labels [B] -> scalar."""
+        # In bfloat16, probabilities near 1 would be rounded to steps of 0.004.
+        return _mse(logits.softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32)), labels)
+
+
+def _mse(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Outputs [B, C] and labels [B] -> scalar, mean over batch and classes."""
+    targets = functional.one_hot(labels, outputs.shape[1])
+    return functional.mse_loss(outputs, targets.to(outputs.dtype))
 
 
 def probabilities(loss: object, logits: Tensor) -> Tensor:

@@ -66,9 +66,9 @@ class Classifier(L.LightningModule):
         self.eval_loss = MeanMetric(nan_strategy="disable")  # a NaN must show, not be left out
         self.eval_acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.images_seen = 0
-        self.lr = 0.0
         self.history: dict[str, list[tuple[int, float]]] = {}
-        self.unrecorded: tuple[Tensor, int, int] | None = None  # of the last step: loss, batch_idx, number of images
+        # Of the last step, until it is recorded: loss, learning rate, batch_idx, number of images.
+        self.unrecorded: list[tuple[Tensor, float, int, int]] = []
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, 28, 28] -> logits [B, C]."""
@@ -77,9 +77,9 @@ class Classifier(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
-        self.lr = self.trainer.optimizers[0].param_groups[0]["lr"]  # a schedule moves it before the step is logged
+        lr = self.trainer.optimizers[0].param_groups[0]["lr"]  # a schedule moves it before the step is logged
         loss, _ = self._step(batch)
-        self.unrecorded = (loss.detach(), batch_idx, len(batch[1]))
+        self.unrecorded.append((loss.detach(), lr, batch_idx, len(batch[1])))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -187,9 +187,9 @@ class Classifier(L.LightningModule):
 
     def _record_step(self) -> None:
         """Count the step that has just been made, unless that is done, and log it if it is its turn."""
-        if self.unrecorded is None:
+        if not self.unrecorded:
             return
-        (loss, batch_idx, num_images), self.unrecorded = self.unrecorded, None
+        loss, lr, batch_idx, num_images = self.unrecorded.pop()
         self.images_seen += num_images * self.trainer.world_size
         step = self.trainer.global_step
         # Several batches may make one step.
@@ -198,7 +198,7 @@ class Classifier(L.LightningModule):
             self._record(
                 {
                     "train/loss": loss.item(),
-                    "lr": self.lr,
+                    "lr": lr,
                     "epoch": self.trainer.current_epoch + (batch_idx + 1) / self.trainer.num_training_batches,
                     "images_seen": self.images_seen,
                 }

@@ -3,6 +3,7 @@
 A test's own process is not forked: it has threads, and what they hold in that moment stays held in the copy.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -38,6 +39,7 @@ def exit_code(process: ForkServerProcess) -> int:
 
 
 def _train(arguments: tuple[str, ...], folder: Path, step: int, number: int) -> None:
+    gc.freeze()  # what the first process has imported, as in conftest.py
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)

@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from mnist_lit.loss import OneHotMSE, probabilities
+from mnist_lit.loss import OneHotMSE, SoftmaxMSE, probabilities
 from mnist_lit.model import MLP
 
 
@@ -60,6 +62,18 @@ def test_one_hot_mse_is_the_mean_over_batch_and_classes() -> None:
     logits = torch.tensor([[1.0, 0.0, 0.0], [0.0, 3.0, 0.0]])
     labels = torch.tensor([0, 2])
     assert OneHotMSE()(logits, labels).item() == pytest.approx((0 + 3.0**2 + 1.0**2) / 6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_softmax_mse_is_the_squared_error_of_probabilities(dtype: torch.dtype) -> None:
+    logits = torch.tensor([[0.0, 0.0, 0.0], [0.0, 6.0, 0.0]], dtype=dtype)  # the second: 0.9951 for its class
+    labels = torch.tensor([0, 1])
+    sure = math.exp(6) / (math.exp(6) + 2)
+    expected = ((1 / 3 - 1) ** 2 + 2 * (1 / 3) ** 2 + (1 - sure) ** 2 + 2 * ((1 - sure) / 2) ** 2) / 6
+    loss = SoftmaxMSE()(logits, labels)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert loss.dtype == torch.promote_types(dtype, torch.float32)
+    assert torch.equal(probabilities(SoftmaxMSE(), logits), logits.softmax(dim=1))
 
 
 def test_probabilities_for_squared_error_are_the_closest_there_are() -> None:
