@@ -33,9 +33,9 @@ class OneHotMSE(nn.Module):
 class SoftmaxMSE(nn.Module):
     """Squared error between softmax probabilities of logits [B, C] and one-hot labels [B], mean over batch and classes.
 
-    The score of Brier (1950), divided by C. Networks of the 1990s commonly squashed their outputs under a squared error,
-    too: an image that is named rightly and surely adds nothing to it, where `OneHotMSE` goes on to fit its outputs to
-    0 and 1.
+    The score of Brier (1950), divided by C. Networks of the 1990s commonly squashed their outputs under a squared
+    error, too: an image that is named rightly and surely adds nothing to it, where `OneHotMSE` goes on to bring its
+    outputs close to 0 and 1.
     """
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -46,8 +46,9 @@ class SoftmaxMSE(nn.Module):
 
 def _mse(outputs: Tensor, labels: Tensor) -> Tensor:
     """Outputs [B, C] and labels [B] -> scalar, mean over batch and classes."""
-    targets = functional.one_hot(labels, outputs.shape[1])
-    return functional.mse_loss(outputs, targets.to(outputs.dtype))
+    # The labels' rows of the identity. `functional.one_hot` makes integers, and looks through the labels twice before.
+    targets = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device).index_select(0, labels)
+    return functional.mse_loss(outputs, targets)
 
 
 def probabilities(loss: object, logits: Tensor) -> Tensor:
