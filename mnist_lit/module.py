@@ -134,7 +134,8 @@ class Classifier(L.LightningModule):
         self._record_step()  # callbacks save a step's checkpoint before the module's own hook at its end
         checkpoint["progress"] = {
             "images_seen": self.images_seen,
-            "history": self.history,
+            # Tensors [points, 2], which take no longer to save as they grow; lists of points do.
+            "history": {tag: torch.tensor(points, dtype=torch.float64) for tag, points in self.history.items()},
             "rng_state": torch.get_rng_state(),
             "device_rng_state": {name: device.get_rng_state() for name, device in self._accelerator().items()},
         }
@@ -148,7 +149,10 @@ class Classifier(L.LightningModule):
             if name in checkpoint["progress"]["device_rng_state"]:  # else it was trained elsewhere
                 device.set_rng_state(checkpoint["progress"]["device_rng_state"][name])
         self.images_seen = checkpoint["progress"]["images_seen"]
-        self.history = checkpoint["progress"]["history"]
+        self.history = {
+            tag: [(int(step), value) for step, value in points.tolist()]
+            for tag, points in checkpoint["progress"]["history"].items()
+        }
 
     def _accelerator(self) -> dict[str, Any]:
         """Return torch's module for the device that trains, by its name, if that has random numbers of its own."""

@@ -72,8 +72,8 @@ class Trained:
     @property
     def history(self) -> dict[str, list[tuple[int, float]]]:
         """All scalars of the run as lists of (step, value)."""
-        history: dict[str, list[tuple[int, float]]] = self.last["progress"]["history"]
-        return history
+        history = self.last["progress"]["history"]
+        return {tag: [(int(step), value) for step, value in points.tolist()] for tag, points in history.items()}
 
     def values(self, tag: str) -> list[float]:
         return [value for _, value in self.history[tag]]
