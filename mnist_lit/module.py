@@ -67,7 +67,8 @@ class Classifier(L.LightningModule):
         self.eval_acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.images_seen = 0
         self.history: dict[str, list[tuple[int, float]]] = {}
-        # Of the last step, until it is recorded: loss, learning rate, batch_idx, number of images.
+        # Of the last step, until it is recorded: loss, learning rate, batch_idx, number of images. A list, which is
+        # filled in less time than a module's attribute is set.
         self.unrecorded: list[tuple[Tensor, float, int, int]] = []
 
     def forward(self, images: Tensor) -> Tensor:
@@ -79,7 +80,7 @@ class Classifier(L.LightningModule):
         """Return the loss of one batch."""
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]  # a schedule moves it before the step is logged
         loss, _ = self._step(batch)
-        self.unrecorded.append((loss.detach(), lr, batch_idx, len(batch[1])))
+        self.unrecorded[:] = [(loss.detach(), lr, batch_idx, len(batch[1]))]
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
