@@ -87,7 +87,7 @@ ROWS = {
         search=(log_range("optimizer.lr", 0.5, 4), log_range("optimizer.weight_decay", 1e-5, 3e-4)),
     ),
     "cross_entropy": Row(
-        "256-64, cross-entropy, as `tuned` otherwise",
+        "256-64, cross-entropy; rate and decay of its own, else as `tuned`",
         "about 1.6 to 1.8",
         search=(log_range("optimizer.lr", 0.03, 0.5), log_range("optimizer.weight_decay", 3e-5, 1e-3)),
     ),

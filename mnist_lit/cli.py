@@ -103,7 +103,7 @@ def compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
         with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
             return hydra.compose(config_name, list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(describe(error)) from error
+        raise UserError(describe(error)) from None  # Hydra's own says the same over fifty lines
 
 
 def write_config(cfg: DictConfig, run_dir: Path) -> None:
@@ -263,7 +263,11 @@ def describe(error: BaseException) -> str:
             return f"{group}={option}: not installed; pip install 'mnist-lit[{extra}]'"
         # Hydra gives no options for a group that takes a list.
         options = error.options or sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
-        return f"{group}={option}: no such option, there are {', '.join(options)}"
+        close = difflib.get_close_matches(option, options, n=1)
+        hint = f"; did you mean {group}={close[0]}?" if close else ""
+        return f"{group}={option}: no such option, there are {', '.join(options)}{hint}"
+    if several := re.search(r"Ambiguous value for argument '(.+)'", str(error)):
+        return f"{several[1]}: a single run takes one value; add -m for a sweep, or brackets for a list"
     if isinstance(error, HydraException | OmegaConfBaseException):
         return " ".join(str(cause if isinstance(cause, OmegaConfBaseException) else error).split())
     if isinstance(error, OSError):

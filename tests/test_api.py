@@ -45,7 +45,7 @@ except UserError as error:
         "optimizer.lrr is not a key: there are lr, momentum, nesterov, weight_decay, fused; did you mean optimizer.lr?",
         "optimizer.lr=abc: must be a number",
         "data.batch_size must be at least 1 and below 2147483648, got 0",
-        "optimizer=sdg: no such option, there are adam, adamw, sgd",
+        "optimizer=sdg: no such option, there are adam, adamw, sgd; did you mean optimizer=sgd?",
         "resume=a: from Python, a run cannot go on; use python -m mnist_lit.train resume=a",
         "finished a,b=c True",
         f"{folder} belongs to another run: resume={folder} goes on with it, or name a new folder",

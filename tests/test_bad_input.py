@@ -61,6 +61,7 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("seed=0,1 sweep.on_error=stpo -m", ["sweep.on_error=stpo: must be continue or stop"]),
     ("seed=0,1 sweep.dry_run=maybe -m", ["sweep.dry_run=maybe: must be true or false"]),
     ("sweep=grid", ["sweep: this is a single run; add -m for a sweep"]),
+    ("optimizer.lr=0.1,0.2", ["optimizer.lr=0.1,0.2: a single run takes one value; add -m for a sweep"]),
     ("sweep.dry_run=true", ["sweep: this is a single run; add -m for a sweep"]),
     # Names of keys, options and classes.
     ("+sweep.on_eror=stop", ["sweep.on_eror=stop: not a key; did you mean on_error?"]),
@@ -75,8 +76,8 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("+foo=1", ["foo=1: not a key; the configuration takes data, augmentation, model, loss, optimizer"]),
     ("augmentation=blur", ["augmentation=blur: no such option, there are affine_elastic, elastic, none"]),
     ("augmentation.alpha=1", ["augmentation.alpha is not a key"]),
-    ("optimizer=sdg", ["optimizer=sdg: no such option, there are adam, adamw, sgd"]),
-    ("experiment=bolg", ["experiment=bolg: no such option, there are ", " blog,"]),
+    ("optimizer=sdg", ["optimizer=sdg: no such option, there are adam, adamw, sgd; did you mean optimizer=sgd?"]),
+    ("experiment=bolg", ["experiment=bolg: no such option, there are ", " blog,", "did you mean experiment=blog?"]),
     ("callbacks=[default,erly]", ["callbacks=erly: no such option, there are default, early_stopping"]),
     ("optimizer=null", ["optimizer=null"]),
     ("callbacks.checkpoint.monitor=val/ac", ["callbacks.checkpoint.monitor=val/ac: must be val/acc or val/loss"]),

@@ -121,11 +121,13 @@ class SweepCallback(Callback):
         names = [job.name for job in jobs]
         if duplicates := {name for name in names if names.count(name) > 1}:
             raise UserError(f"{', '.join(sorted(duplicates))}: there twice; name each value once")
+        settings = unswept_settings(config, overrides)
         if config.sweep.dry_run:
+            ledger.check_is_same(folder, keys, settings)
             print(describe_jobs(folder, jobs))
             sys.exit(0)
         check.data()
-        ledger.register(folder, keys, unswept_settings(config, overrides), jobs)
+        ledger.register(folder, keys, settings, jobs)
 
     def _prepare_search(
         self, config: DictConfig, loader: JobLoader, overrides: list[Override], keys: list[str], told: str
@@ -137,11 +139,13 @@ class SweepCallback(Callback):
         check = Preflight(folder, [])
         for chosen in ([], *([value] for override in overrides for value in known_values(override))):
             check.job(loader.load_sweep_config(config, [*fixed, *chosen, told]), [*fixed, *chosen])
+        settings = unswept_settings(config, overrides)
         if config.sweep.dry_run:
+            ledger.check_is_same(folder, keys, settings)
             print(f"a search over {', '.join(keys)}, {sweeper.get('n_trials')} trials in {folder}")
             sys.exit(0)
         check.data()
-        ledger.register(folder, keys, unswept_settings(config, overrides), [], num_expected=sweeper.get("n_trials"))
+        ledger.register(folder, keys, settings, [], num_expected=sweeper.get("n_trials"))
         self.alone = filelock.FileLock(folder / ".search.lock", timeout=0)
         try:
             self.alone.acquire()

@@ -58,24 +58,34 @@ def register(
 
     `keys` are swept; `settings` maps every other dotted key to its value, the same for all jobs.
     `num_expected` is how many jobs there will be in all, where they are entered as they start. Raises
-    UserError if the folder's earlier runs swept other keys or had other settings: a sweep does not mix them.
+    UserError as `check_is_same` does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / ".lock"):
+        check_is_same(folder, keys, settings)
         ledger = _read(folder) or {"schema_version": 1, "keys": list(keys), "settings": settings, "jobs": []}
-        if ledger["keys"] != list(keys):
-            difference = f"sweep {', '.join(ledger['keys'])}, not {', '.join(keys)}"
-        else:
-            difference = ", ".join(
-                f"have {key}={ledger['settings'].get(key)}, not {settings.get(key)}"
-                for key in sorted(ledger["settings"].keys() | settings.keys())
-                if ledger["settings"].get(key) != settings.get(key)
-            )
-        if difference:
-            raise UserError(f"sweep.name={folder.name}: the runs in {folder} {difference}; choose another sweep.name")
         (folder / STOP).unlink(missing_ok=True)
         (folder / BEGAN).touch()
         _write(folder, ledger | {"num_expected": num_expected}, jobs)
+
+
+def check_is_same(folder: Path, keys: Sequence[str], settings: Mapping[str, Any]) -> None:
+    """Raise UserError if the folder's earlier runs swept other keys or had other settings: a sweep does not mix them.
+
+    For `keys` and `settings`, see `register`.
+    """
+    if (ledger := _read(folder)) is None:
+        return
+    if ledger["keys"] != list(keys):
+        difference = f"sweep {', '.join(ledger['keys'])}, not {', '.join(keys)}"
+    else:
+        difference = ", ".join(
+            f"have {key}={ledger['settings'].get(key)}, not {settings.get(key)}"
+            for key in sorted(ledger["settings"].keys() | settings.keys())
+            if ledger["settings"].get(key) != settings.get(key)
+        )
+    if difference:
+        raise UserError(f"sweep.name={folder.name}: the runs in {folder} {difference}; choose another sweep.name")
 
 
 def enter(folder: Path, jobs: Sequence[Job]) -> None:

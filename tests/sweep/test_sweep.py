@@ -65,6 +65,8 @@ def test_runs_with_other_unswept_settings_are_not_mixed(sweep: Sweep, capsys: py
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
     assert "have data.batch_size=100, not 50; choose another sweep.name" in captured.err
+    assert sweep("optimizer.lr=0.1", "seed=0,1", "data.batch_size=50", "sweep.dry_run=true") == 2
+    assert capsys.readouterr() == ("", captured.err)
 
 
 def test_settings_below_a_swept_group_are_not_mixed_either(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
