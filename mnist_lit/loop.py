@@ -39,8 +39,8 @@ class StepLoop(_TrainingEpochLoop):
     """Makes each step as Lightning 2.6.6 does, to the same bits, but tells it only to those who listen.
 
     Lightning tells every callback, the module, the strategy and the profiler of every moment of a step: about fifty
-    calls, nearly all to methods that do nothing. Without them a step takes 0.3 ms less (0.38 in place of 0.68 ms for a
-    network and batch of next to nothing), which is what the default network computes for at a batch size of 64.
+    calls, nearly all to methods that do nothing. Without them a step of a tiny network and batch takes 0.31 in place of
+    0.57 ms; a real one, which drives Python out of the processor's caches, gains more.
 
     Who listens is found out when an epoch starts. What is more than forward, backward and optimiser on one device is
     left to Lightning: several devices, accumulated or clipped gradients, scaled losses, manual optimisation, profilers,
