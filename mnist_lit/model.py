@@ -1,10 +1,12 @@
-"""The network: a multilayer perceptron over flattened images. Torch only, reads alone."""
+"""The network: a multilayer perceptron over flattened images. Torch only."""
 
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+
+from mnist_lit.linear import Linear
 
 
 class MLP(nn.Module):
@@ -44,10 +46,10 @@ class MLP(nn.Module):
         widths = [in_features, *hidden_sizes]  # 784, 256, 64
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise(widths):
-            layers += [nn.Linear(fan_in, fan_out), activation_class()]
+            layers += [Linear(fan_in, fan_out), activation_class()]
             if dropout:
                 layers.append(nn.Dropout(dropout))
-        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], num_classes))
+        self.layers = nn.Sequential(*layers, Linear(widths[-1], num_classes))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, ...] -> logits [B, num_classes]."""

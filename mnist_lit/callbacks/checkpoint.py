@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -38,6 +39,13 @@ class MovableCheckpoint(ModelCheckpoint):
 
     Lightning's own warns that the folder has changed, forgets the best score, and points to the old place.
     """
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if it is time; where only the ends of epochs count, Lightning's own takes 10 us to find that out."""
+        if self._every_n_train_steps > 0 or self._train_time_interval is not None:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the state up, its paths below the folder as it is now."""

@@ -142,9 +142,8 @@ class MNISTDataModule(L.LightningDataModule):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Pixels 0..255, uint8 or float32 -> float32 (pixel / 255 - mean) / std."""
-        # Conversion included, in one pass over the memory where the formula as written takes four.
-        shift = torch.tensor(-self.mean / self.std, dtype=torch.float32)
-        return torch.add(shift, images, alpha=1 / (255 * self.std))
+        # In one copy of the pixels: new memory for each operation takes longer than the arithmetic.
+        return images.to(torch.float32, copy=True).sub_(255 * self.mean).div_(255 * self.std)
 
     def state_dict(self) -> dict[str, Any]:
         """Return how far into its order of the images an epoch is, if it is not over; part of every checkpoint."""
