@@ -7,6 +7,7 @@ import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -87,6 +88,7 @@ def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, bool | int | flo
         yield prefix, node if isinstance(node, bool | int | float | str) else str(node)
 
 
+@cache
 def versions() -> dict[str, str]:
     """Return the versions of Python and of what computes."""
     packages = ("torch", "lightning", "hydra-core")

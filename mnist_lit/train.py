@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,7 @@ def train(cfg: DictConfig) -> float | None:
             return _train_as_job(cfg)
         finally:
             gc.collect()  # a trainer and its pictures refer to one another: 5 MB a job, until Python looks for such
+            _keep_what_is_left()
     if HydraConfig.initialized():
         # The log is in Hydra's folder, and the rest belongs there too.
         with cli.no_folder_left(Path(output_dir := HydraConfig.get().runtime.output_dir)):
@@ -74,6 +76,12 @@ def train(cfg: DictConfig) -> float | None:
     if result.status == "diverged":
         raise SystemExit(1)
     return result.metrics.get("val/acc", math.nan)
+
+
+@cache
+def _keep_what_is_left() -> None:
+    """After the first job, leave what it has imported out of later collections, which take 10 to 40 ms longer."""
+    gc.freeze()
 
 
 def _as_it_was(cfg: DictConfig) -> DictConfig:
