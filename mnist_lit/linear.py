@@ -31,14 +31,15 @@ class Linear(nn.Linear):
     def _is_faster_for(self, features: Tensor) -> bool:
         return (
             IS_FASTER
+            and bool(torch.backends.mkldnn.enabled)
+            # First, since an exporter takes a question about the batch's size for a condition on it.
+            and not torch.compiler.is_compiling()
+            and torch._C._get_tracing_state() is None
+            and features.is_cpu
+            and features.dtype == self.weight.dtype == torch.float32
+            and not torch.is_autocast_enabled("cpu")
             and features.shape[1:] == self.weight.shape[1:]
             and len(features) * self.weight.numel() >= LEAST_WORK
-            and features.dtype == self.weight.dtype == torch.float32
-            and features.is_cpu
-            and bool(torch.backends.mkldnn.enabled)
-            and not torch.is_autocast_enabled("cpu")
-            and torch._C._get_tracing_state() is None
-            and not torch.compiler.is_compiling()
         )
 
 
