@@ -160,7 +160,7 @@ class Evaluation:
         record = {
             "schema_version": SCHEMA_VERSION,
             "checkpoint": str(self.checkpoint.path),
-            "epoch": self.checkpoint.epoch,
+            "epoch": self.checkpoint.epoch + 1,
             "global_step": step,
             "data": self.datamodule.source.name,
             "split": self.split,

@@ -195,16 +195,19 @@ class Classifier(L.LightningModule):
         if not self.unrecorded:
             return
         loss, lr, batch_idx, num_images = self.unrecorded.pop()
-        self.images_seen += num_images * self.trainer.world_size
-        step = self.trainer.global_step
+        trainer: Any = self.trainer
+        # Past nn.Module's own way, which takes a while to see that it is no part of the network.
+        vars(self)["images_seen"] += num_images * trainer.world_size
+        step = trainer.global_step
+        if step % trainer.log_every_n_steps:
+            return
         # Several batches may make one step.
-        is_new = step > (self.history["train/loss"][-1][0] if "train/loss" in self.history else 0)
-        if is_new and step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if step > (self.history["train/loss"][-1][0] if "train/loss" in self.history else 0):
             self._record(
                 {
                     "train/loss": loss.item(),
                     "lr": lr,
-                    "epoch": self.trainer.current_epoch + (batch_idx + 1) / self.trainer.num_training_batches,
+                    "epoch": trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches,
                     "images_seen": self.images_seen,
                 }
             )

@@ -115,7 +115,7 @@ class Run:
             self.fit_seconds = self.timer.time_elapsed("train")
         if path := self._best_checkpoint():
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            self.best_epoch = checkpoint["epoch"]
+            self.best_epoch = checkpoint["epoch"] + 1  # Lightning counts from 0
             for tag in ("val/loss", "val/acc"):
                 at_step = dict(self.module.history.get(tag, []))
                 if checkpoint["global_step"] in at_step:

@@ -1,6 +1,7 @@
 """Train: `python -m mnist_lit.train [KEY=VALUE ...]`."""
 
 import gc
+import logging
 import math
 import os
 import signal
@@ -22,6 +23,8 @@ from mnist_lit.sweep import ledger
 
 if TYPE_CHECKING:
     from mnist_lit.run import Run
+
+log = logging.getLogger("mnist_lit.train")
 
 # What a run that is resumed may change: how long it goes on, where, and whether it is scored at the end.
 CHANGED_ON_RESUME = ("trainer.max_epochs", "trainer.accelerator", "data.root", "test")
@@ -122,6 +125,8 @@ def _checkpoint_of(run: "Run") -> Path | None:
     num_epochs, max_epochs = checkpoint["epoch"] + 1, run.trainer.max_epochs
     if max_epochs is not None and 0 <= max_epochs < num_epochs:
         raise UserError(f"trainer.max_epochs={max_epochs}: the run is in its epoch {num_epochs} already")
+    if num_epochs == max_epochs and (ledger.read_result(run.run_dir) or {}).get("status") == "finished":
+        log.info("nothing is left to train; with trainer.max_epochs=N, the run goes on for longer")
     run.forget_after(checkpoint["global_step"])
     return path
 
@@ -224,7 +229,7 @@ def _show(result: Result, run_dir: Path) -> None:
     """Print what a person wants to know when a run has ended."""
     rows = [(tag, f"{result.metrics[tag]:.4f}") for tag in sorted(result.metrics, reverse=True)]
     if result.best_epoch is not None:
-        rows.append(("best epoch", str(result.best_epoch + 1)))
+        rows.append(("best epoch", f"{result.best_epoch}: all scores are of its checkpoint"))
     if result.images_per_second:
         rows.append(
             (

@@ -20,12 +20,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from mnist_lit import cli
+
+with cli.fast_imports():  # as every command does
+    import mnist_lit.build  # noqa: F401
 
 import numpy as np
-import pytest
 import torch
 import torch._dynamo  # what an optimiser imports
 from hydra import compose, initialize_config_dir
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from made_runs import add, grid, sweep_dir, with_charts  # noqa: F401 (fixtures)
@@ -35,12 +43,14 @@ from matplotlib import get_data_path
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
 
-import mnist_lit.build  # noqa: F401
-from mnist_lit import cli, load_model
+from mnist_lit import load_model
 from mnist_lit.data import sources
 from mnist_lit.predictor import Predictor
 from mnist_lit.server import Server
 from mnist_lit.train import train
+
+# The longest, which must not come last: one worker would wait for the other.
+FIRST = ("test_sweep", "test_launch", "test_resume")
 
 Compose = Callable[..., DictConfig]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -112,6 +122,20 @@ def compose_config(run_dir: Path, *overrides: str, sample: bool = True) -> DictC
     chosen = ["data=sample"] if sample else []
     with initialize_config_dir(str(cli.CONF_DIR), version_base="1.3"):
         return compose("train", [*chosen, f"run_dir={run_dir}", *overrides])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in FIRST)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _composed_once() -> Iterator[None]:
+    """Spare each command that a test gives in this process a tenth of a second.
+
+    Hydra composes everything a first time to see whether some file sets `hydra.mode`; none does.
+    """
+    with patch.object(Hydra, "get_mode", return_value=None):
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -112,7 +112,7 @@ def test_early_stopping_stops_early(train_run: Train) -> None:
     assert len(run.history["val/acc"]) == 3
     assert run.last["epoch"] == 2
     assert run.result["status"] == "finished"
-    assert run.result["best_epoch"] == 0
+    assert run.result["best_epoch"] == 1
 
 
 def test_gradient_clipping_bounds_the_step(train_run: Train, make_config: Compose) -> None:

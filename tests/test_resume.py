@@ -130,10 +130,16 @@ def test_a_finished_run_goes_on_for_more_epochs(main: Main, tmp_path: Path) -> N
     settings = [setting for setting in SETTINGS if "scheduler" not in setting]
     assert main(*settings, "trainer.max_epochs=3", "hydra.run.dir=whole").code == 0
     assert main(*settings, "trainer.max_epochs=1", "hydra.run.dir=longer").code == 0
-    assert main("resume=longer", "trainer.max_epochs=3").code == 0
-    whole, longer = (read_result(tmp_path / name) for name in ("whole", "longer"))
+    finished = read_result(tmp_path / "longer")["metrics"]
+    again = main("resume=longer")
+    assert (again.code, read_result(tmp_path / "longer")["metrics"]) == (0, finished)
+    assert "nothing is left to train; with trainer.max_epochs=N" in again.out + again.err
+    longer = main("resume=longer", "trainer.max_epochs=3")
+    assert longer.code == 0
+    assert "nothing is left" not in longer.out + longer.err
+    whole, run = (read_result(tmp_path / name) for name in ("whole", "longer"))
     for key in ("metrics", "history", "config_hash", "best_epoch", "overrides"):
-        assert longer[key] == whole[key]
+        assert run[key] == whole[key]
     assert "max_epochs: 3" in (tmp_path / "longer" / "config.yaml").read_text(encoding="utf-8")
 
 

@@ -70,7 +70,7 @@ def test_result_has_every_field(trained: Trained) -> None:
     assert trained.result["device"].startswith("1 x ")
     assert trained.result["num_parameters"] == 784 * 256 + 256 + 256 * 64 + 64 + 64 * 10 + 10
     assert trained.result["versions"]["torch"] == torch.__version__.split("+")[0]
-    assert trained.result["best_epoch"] == 2
+    assert trained.result["best_epoch"] == 3
     seconds = trained.result["fit_seconds"]
     assert 0 < seconds < 60
     assert trained.result["images_per_second"] == pytest.approx(3 * 1600 / seconds)
@@ -121,7 +121,7 @@ def test_best_checkpoint_need_not_be_the_last(train_run: Train) -> None:
     run = train_run("callbacks.checkpoint.mode=min")
     assert (run.best["epoch"], run.best["global_step"]) == (0, 16)
     assert (run.last["epoch"], run.last["global_step"]) == (2, 48)
-    assert run.result["best_epoch"] == 0
+    assert run.result["best_epoch"] == 1
     assert run.result["metrics"] == scores(run.best, "val") | scores(run.best, "test")
     assert run.score == run.values("val/acc")[0] < run.values("val/acc")[-1]
 
@@ -129,7 +129,7 @@ def test_best_checkpoint_need_not_be_the_last(train_run: Train) -> None:
 def test_checkpoint_monitors_what_it_is_told(train_run: Train) -> None:
     run = train_run("callbacks.checkpoint.monitor=val/loss", "callbacks.checkpoint.mode=max", "test=false")
     assert run.values("val/loss")[0] == max(run.values("val/loss"))
-    assert run.best["epoch"] == run.result["best_epoch"] == 0
+    assert run.best["epoch"] + 1 == run.result["best_epoch"] == 1
 
 
 def test_checkpoints_hold_the_plain_resolved_configuration(trained: Trained) -> None:
@@ -176,7 +176,7 @@ def test_without_validation_the_last_weights_are_tested(train_run: Train) -> Non
     assert run.last["global_step"] == 2 * 2000 / 100
     assert run.best["global_step"] == run.last["global_step"]
     assert run.result["metrics"] == scores(run.last, "test")
-    assert run.result["best_epoch"] == 1
+    assert run.result["best_epoch"] == 2
     assert not {"val/loss", "val/acc"} & run.history.keys()
 
 
@@ -293,7 +293,7 @@ def test_a_line_on_the_screen_for_all_that_counts(
     metrics = run.result["metrics"]
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert {tag: lines[tag] for tag in metrics} == {tag: f"{value:.4f}" for tag, value in metrics.items()}
-    assert lines["best"] == "epoch  3"
+    assert lines["best"] == "epoch  3: all scores are of its checkpoint"
     assert lines["run"] == "folder  run"
     assert lines["curves"] == "tensorboard --logdir outputs"
     assert f"{run.result['images_per_second']:,.0f} images/s" in lines["fit"]
