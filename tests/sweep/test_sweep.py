@@ -17,6 +17,7 @@ from mnist_lit import build
 from mnist_lit.data import sources
 from mnist_lit.module import Classifier
 from mnist_lit.run import Run
+from mnist_lit.sweep import ledger
 
 
 def test_every_combination_is_a_run_in_a_legible_folder(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,6 +45,19 @@ def test_nothing_of_a_job_stays_in_memory(sweep: Sweep) -> None:
         assert not [thing for thing in gc.get_objects() if type(thing) in (Trainer, Classifier)]
     finally:
         gc.enable()
+
+
+def test_memory_does_not_grow_with_the_jobs(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    line, counts = ledger.progress_line, []
+
+    def counted(folder: Path, name: str) -> str:
+        gc.collect()
+        counts.append(len(gc.get_objects()))
+        return line(folder, name)
+
+    monkeypatch.setattr(ledger, "progress_line", counted)
+    assert sweep("seed=range(5)", "trainer.max_epochs=1") == 0
+    assert counts[-1] - counts[2] < 100
 
 
 def test_the_same_command_again_runs_only_what_is_new(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
