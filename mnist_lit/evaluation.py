@@ -29,7 +29,7 @@ from mnist_lit.pictures import draw_confusion_matrix, draw_images, draw_reliabil
 from mnist_lit.result import git_commit, versions, write_json
 from mnist_lit.run import quiet
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # since 2, `epoch` counts from 1
 FILE_NAME = "evaluation.json"
 
 Split = Literal["test", "val"]

@@ -196,8 +196,7 @@ class Classifier(L.LightningModule):
             return
         loss, lr, batch_idx, num_images = self.unrecorded.pop()
         trainer: Any = self.trainer
-        # Past nn.Module's own way, which takes a while to see that it is no part of the network.
-        vars(self)["images_seen"] += num_images * trainer.world_size
+        self.images_seen += num_images * trainer.world_size
         step = trainer.global_step
         if step % trainer.log_every_n_steps:
             return

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from mnist_lit.version import __version__
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # since 2, `best_epoch` counts from 1
 FILE_NAME = "result.json"
 
 Status = Literal["finished", "diverged", "failed", "interrupted"]
@@ -28,8 +28,8 @@ class Result:
     `history` is the run's curves (`train/loss`, `val/loss`, `val/acc`): lists of [step, value].
     `metrics` are those of the chosen checkpoint (`val/*`) and of the official test images (`test/*`).
     `fit_seconds` is the wall time of training with its validation, checkpoints and logging;
-    `images_per_second` is training images over it. `best_epoch`, counted from 1, is the one after which the chosen
-    checkpoint was saved. A run that failed before it was built has neither `device` nor `num_parameters`.
+    `images_per_second` is training images over it. `best_epoch`, counted from 1, is the one in or after which the
+    chosen checkpoint was saved. A run that failed before it was built has neither `device` nor `num_parameters`.
     """
 
     status: Status

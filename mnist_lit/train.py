@@ -47,11 +47,7 @@ def train(cfg: DictConfig) -> float | None:
     mend, and SystemExit with code 1 if it diverged, 128 + the signal's number if it was interrupted.
     """
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        try:
-            return _train_as_job(cfg)
-        finally:
-            gc.collect()  # a trainer and its pictures refer to one another: 5 MB a job, until Python looks for such
-            _keep_what_is_left()
+        return _train_as_job(cfg)
     if HydraConfig.initialized():
         # The log is in Hydra's folder, and the rest belongs there too.
         with cli.no_folder_left(Path(output_dir := HydraConfig.get().runtime.output_dir)):
@@ -79,12 +75,6 @@ def train(cfg: DictConfig) -> float | None:
     if result.status == "diverged":
         raise SystemExit(1)
     return result.metrics.get("val/acc", math.nan)
-
-
-@cache
-def _keep_what_is_left() -> None:
-    """After the first job, leave what it has imported out of later collections, which take 10 to 40 ms longer."""
-    gc.freeze()
 
 
 def _as_it_was(cfg: DictConfig) -> DictConfig:
@@ -126,7 +116,8 @@ def _checkpoint_of(run: "Run") -> Path | None:
     if max_epochs is not None and 0 <= max_epochs < num_epochs:
         raise UserError(f"trainer.max_epochs={max_epochs}: the run is in its epoch {num_epochs} already")
     if num_epochs == max_epochs and (ledger.read_result(run.run_dir) or {}).get("status") == "finished":
-        log.info("nothing is left to train; with trainer.max_epochs=N, the run goes on for longer")
+        is_fixed = bool(run.module.schedule and run.module.schedule.length_argument)
+        log.info("nothing is left to train%s", "" if is_fixed else "; trainer.max_epochs=N goes on for longer")
     run.forget_after(checkpoint["global_step"])
     return path
 
@@ -156,17 +147,11 @@ def _train_as_job(cfg: DictConfig) -> float | None:
         job = next((job for job in ledger.read_jobs(folder) if job.name == run_dir.name), None) or _enter(cfg)
         result = ledger.read_result(run_dir)
         if not ledger.is_done(result, job.config_hash):
-            run = None
             try:
-                with cli.only_in_the_log_file():  # the screen has one line a job
-                    run = _build(cfg)
-                    _execute(run, cfg, _checkpoint_of_job(run))
-            except Exception as error:
-                cli.tell(error)
-                if run is None:
-                    _record_unbuilt(cfg, job, error)
-                if cfg.sweep.on_error == "stop":
-                    (folder / ledger.STOP).touch()
+                _execute_job(cfg, job)
+            finally:
+                gc.collect()  # a trainer and its pictures refer to one another: 5 MB, until Python looks for such
+            _freeze_once()
             if HydraConfig.get().launcher._target_.endswith("BasicLauncher"):  # the screen is not a worker's
                 print(ledger.progress_line(folder, run_dir.name), flush=True)
             result = ledger.read_result(run_dir)
@@ -174,6 +159,30 @@ def _train_as_job(cfg: DictConfig) -> float | None:
         return 0.0
     value: float | None = result["metrics"].get("val/acc")
     return value
+
+
+def _execute_job(cfg: DictConfig, job: ledger.Job) -> None:
+    """Build and execute a job; tell and record its errors."""
+    run = None
+    try:
+        with cli.only_in_the_log_file():  # the screen has one line a job
+            run = _build(cfg)
+            _execute(run, cfg, _checkpoint_of_job(run))
+    except Exception as error:
+        cli.tell(error)
+        if run is None:
+            _record_unbuilt(cfg, job, error)
+        if cfg.sweep.on_error == "stop":
+            (Path(cfg.run_dir).parent / ledger.STOP).touch()
+
+
+@cache
+def _freeze_once() -> None:
+    """Leave what the first job has imported out of later collections, each of which would take 10 to 40 ms longer.
+
+    Once, since what a job leaves behind for as long as Hydra needs it must be found later on.
+    """
+    gc.freeze()
 
 
 def _enter(cfg: DictConfig) -> ledger.Job:

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 
@@ -33,12 +32,11 @@ import numpy as np
 import torch
 import torch._dynamo  # what an optimiser imports
 from hydra import compose, initialize_config_dir
-from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from made_runs import add, grid, sweep_dir, with_charts  # noqa: F401 (fixtures)
 from made_sources import install_npm, mirror, no_mirrors, no_npm  # noqa: F401 (fixtures)
-from made_sweeps import sweep  # noqa: F401 (fixtures)
+from made_sweeps import compose_once, sweep  # noqa: F401 (fixtures)
 from matplotlib import get_data_path
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
@@ -128,16 +126,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem not in FIRST)
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _composed_once() -> Iterator[None]:
-    """Spare each command that a test gives in this process a tenth of a second.
-
-    Hydra composes everything a first time to see whether some file sets `hydra.mode`; none does.
-    """
-    with patch.object(Hydra, "get_mode", return_value=None):
-        yield
-
-
 @pytest.fixture(autouse=True, scope="module")
 def _imports_are_no_garbage() -> None:
     """Keep what is imported by now out of garbage collection: each job of a sweep would look through it, 0.4 s."""
@@ -208,6 +196,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Main]:
     """Run `python -m mnist_lit.<module> ARGUMENTS` in this process, in `tmp_path`, as if it were a new one."""
     monkeypatch.chdir(tmp_path)
+    compose_once(monkeypatch)
 
     def run_it(*arguments: str, module: str = "train", full_error: bool = False) -> Outcome:
         monkeypatch.setenv("HYDRA_FULL_ERROR", str(int(full_error)))

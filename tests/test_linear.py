@@ -1,7 +1,12 @@
 """The linear layer by oneDNN: torch's own, to rounding, wherever it steps in, and to the bit wherever not."""
 
+import copy
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +16,7 @@ from mnist_lit import linear
 from mnist_lit.linear import Linear
 from mnist_lit.model import MLP
 
+FOUND = linear.IS_FASTER
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
 
@@ -69,7 +75,12 @@ def test_same_outputs_and_gradients_to_rounding(num_images: int, bias: bool) -> 
 
 def test_features_in_any_order_of_memory() -> None:
     ours, theirs = layers()
-    for features in (torch.randn(784, 512).t(), torch.randn(512, 1568)[:, ::2], torch.randn(1, 784).expand(512, 784)):
+    for features in (
+        torch.randn(784, 512).t(),
+        torch.randn(512, 1568)[:, ::2],
+        torch.randn(1, 784).expand(512, 784),
+        torch.randn(2000).unfold(0, 784, 1)[:512],  # its rows overlap
+    ):
         assert is_by_one_dnn(ours(features))
         assert_close(ours(features), theirs(features))
         assert_close(gradients(ours, features, Tensor.sum)["weight"], gradients(theirs, features, Tensor.sum)["weight"])
@@ -86,18 +97,28 @@ def test_gives_the_same_bits_again() -> None:
 
 def test_computes_only_the_gradients_that_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, _ = layers()
-    product, shapes = linear._product, []
+    forward, shapes = linear._ByOneDNN.forward, []
 
-    def counted(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+    def counted(ctx: Any, left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
         shapes.append((len(left), len(right)))
-        return product(left, right, bias)
+        return forward(ctx, left, right, bias)
 
-    monkeypatch.setattr(linear, "_product", counted)
+    monkeypatch.setattr(linear._ByOneDNN, "forward", staticmethod(counted))
     ours(torch.randn(512, 784)).sum().backward()  # images need none
     assert shapes == [(512, 256), (256, 784)]
     ours.requires_grad_(False)
     ours(torch.randn(512, 784, requires_grad=True)).sum().backward()
     assert shapes[2:] == [(512, 256), (512, 784)]
+
+
+def test_without_gradients_and_copied() -> None:
+    ours, _ = layers()
+    features = torch.randn(512, 784)
+    expected = ours(features).detach()
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            assert torch.equal(ours(features), expected)
+    assert torch.equal(copy.deepcopy(ours)(features), expected)
 
 
 def test_the_network_has_such_layers() -> None:
@@ -144,16 +165,25 @@ def test_autocast_has_its_own_precision() -> None:
 def test_programs_that_take_the_network_apart_find_torchs_own() -> None:
     ours, _ = layers()
     features = torch.randn(512, 784)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch deprecates what TensorBoard's graphs need
-        traced = torch.jit.trace(ours, features)
     batch = torch.export.Dim("batch")  # of any size
-    for graph, name in (
-        (torch.export.export(ours, (features,), dynamic_shapes={"input": {0: batch}}).graph, "aten.linear"),
-        (traced.graph, "aten::linear"),
-    ):
-        assert name in str(graph)
+    graphs = [
+        torch.fx.symbolic_trace(ours).graph,
+        torch.export.export(ours, (features,), dynamic_shapes={"input": {0: batch}}).graph,
+    ]
+
+    def keep(program: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        graphs.append(program.graph)
+        return program.forward
+
+    torch.compile(ours, backend=keep, fullgraph=True)(features)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates these two; TensorBoard's graphs need the first
+        graphs += [torch.jit.trace(ours, features).graph, torch.jit.script(ours).graph]
+    assert len(graphs) == 5
+    for graph in graphs:
+        assert "linear" in str(graph)
         assert "mkldnn" not in str(graph)
+        assert "ByOneDNN" not in str(graph)
 
 
 def test_a_wrong_width_is_told_in_torchs_words() -> None:
@@ -166,9 +196,81 @@ def test_a_wrong_width_is_told_in_torchs_words() -> None:
     assert str(ours_told.value) == str(told.value)
 
 
-def test_a_second_derivative_is_refused_and_not_wrong() -> None:
+def test_second_derivatives_are_torchs() -> None:
+    ours, theirs = layers()
+    features = torch.randn(512, 784)
+    found = []
+    for layer in (ours, theirs):
+        layer.zero_grad()
+        inputs = features.clone().requires_grad_()
+        outputs = layer(inputs)
+        assert is_by_one_dnn(outputs) == (layer is ours)
+        (gradient,) = torch.autograd.grad(outputs.sum() + inputs.square().sum(), inputs, create_graph=True)
+        gradient.square().sum().backward()  # as penalties of gradients do
+
+        def loss(inputs: Tensor, layer: nn.Linear = layer) -> Tensor:
+            outputs: Tensor = layer(inputs)
+            return outputs.square().mean()
+
+        _, of_hessian = torch.autograd.functional.hvp(loss, features, torch.ones_like(features))
+        assert inputs.grad is not None
+        assert layer.weight.grad is not None
+        found.append((inputs.grad, layer.weight.grad, of_hessian))
+    for mine, expected in zip(*found, strict=True):
+        assert expected.abs().max() > 0
+        assert_close(mine, expected)
+
+
+def test_a_bias_of_any_layout_is_read_as_it_is() -> None:
+    ours, theirs = layers()
+    features = torch.randn(512, 784)
+    for bias in (torch.randn(256, 4)[:, 0], torch.randn(1).expand(256), torch.randn(512)[::2]):
+        mine = torch.func.functional_call(ours, {"bias": bias}, (features,))
+        assert is_by_one_dnn(mine)
+        assert_close(mine, torch.func.functional_call(theirs, {"bias": bias}, (features,)))
+    one = torch.randn(1)  # which torch adds to all
+    mine, expected = (torch.func.functional_call(layer, {"bias": one}, (features,)) for layer in (ours, theirs))
+    assert torch.equal(mine, expected)
+
+
+def test_a_parametrization_is_computed_once() -> None:
+    class Counted(nn.Module):
+        calls = 0
+
+        def forward(self, weight: Tensor) -> Tensor:
+            self.calls += 1
+            return weight * 2
+
     ours, _ = layers()
-    features = torch.randn(512, 784, requires_grad=True)
-    (gradient,) = torch.autograd.grad(ours(features).square().sum(), features, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+    counted = Counted()
+    nn.utils.parametrize.register_parametrization(ours, "weight", counted)
+    for num_images in (512, 10):
+        counted.calls = 0
+        ours(torch.randn(num_images, 784))
+        assert counted.calls == 1
+
+
+def test_transforms_of_functions_find_torchs_own() -> None:
+    ours, theirs = layers()
+    features = torch.randn(3, 512, 784)
+    parameters: dict[str, Tensor] = dict(theirs.named_parameters())
+    found = []
+    for layer in (ours, theirs):
+
+        def loss(parameters: dict[str, Tensor], layer: nn.Linear = layer) -> Tensor:
+            outputs: Tensor = torch.func.functional_call(layer, parameters, (features[0],))
+            return outputs.square().mean()
+
+        found.append((torch.func.grad(loss)(parameters)["weight"], torch.vmap(layer)(features)))
+    for mine, expected in zip(*found, strict=True):
+        assert torch.equal(mine, expected)
+
+
+def test_used_where_the_processor_has_avx_512() -> None:
+    has_avx_512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    expected = has_avx_512 and torch.backends.mkl.is_available()
+    assert expected == FOUND
+    script = "from mnist_lit import linear; print(linear.IS_FASTER)"
+    env = os.environ | {"ATEN_CPU_CAPABILITY": "avx2"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

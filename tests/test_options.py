@@ -115,6 +115,11 @@ def test_early_stopping_stops_early(train_run: Train) -> None:
     assert run.result["best_epoch"] == 1
 
 
+def test_checkpoints_within_an_epoch(train_run: Train) -> None:
+    run = train_run("+callbacks.last.every_n_train_steps=5", "trainer.max_epochs=1", "test=false")
+    assert run.last["global_step"] == 15
+
+
 def test_gradient_clipping_bounds_the_step(train_run: Train, make_config: Compose) -> None:
     overrides = ["optimizer.lr=1", "optimizer.momentum=0", "trainer.max_epochs=1", "+trainer.max_steps=1", "test=false"]
 

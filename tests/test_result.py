@@ -30,17 +30,17 @@ def strictly(text: str) -> Any:
 
 
 def test_written_result_reads_back(tmp_path: Path) -> None:
-    make(metrics={"val/acc": 0.5}, best_epoch=0, history={"val/acc": [(16, 0.5)]}).write(tmp_path)
+    make(metrics={"val/acc": 0.5}, best_epoch=1, history={"val/acc": [(16, 0.5)]}).write(tmp_path)
     record = strictly((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert (
         record
         | {
-            "schema_version": 1,
+            "schema_version": 2,
             "status": "finished",
             "overrides": ["seed=3"],
             "seed": 3,
             "metrics": {"val/acc": 0.5},
-            "best_epoch": 0,
+            "best_epoch": 1,
             "fit_seconds": None,
             "error": None,
             "history": {"val/acc": [[16, 0.5]]},

@@ -1,5 +1,6 @@
 """Runs that are cut off and go on end in the same bits as runs that never were."""
 
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -133,7 +134,7 @@ def test_a_finished_run_goes_on_for_more_epochs(main: Main, tmp_path: Path) -> N
     finished = read_result(tmp_path / "longer")["metrics"]
     again = main("resume=longer")
     assert (again.code, read_result(tmp_path / "longer")["metrics"]) == (0, finished)
-    assert "nothing is left to train; with trainer.max_epochs=N" in again.out + again.err
+    assert "nothing is left to train; trainer.max_epochs=N goes on for longer" in again.out + again.err
     longer = main("resume=longer", "trainer.max_epochs=3")
     assert longer.code == 0
     assert "nothing is left" not in longer.out + longer.err
@@ -141,6 +142,13 @@ def test_a_finished_run_goes_on_for_more_epochs(main: Main, tmp_path: Path) -> N
     for key in ("metrics", "history", "config_hash", "best_epoch", "overrides"):
         assert run[key] == whole[key]
     assert "max_epochs: 3" in (tmp_path / "longer" / "config.yaml").read_text(encoding="utf-8")
+
+
+def test_a_finished_run_whose_length_is_fixed_is_not_told_to_go_on(main: Main, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    done = main("resume=run")
+    assert done.code == 0
+    assert "nothing is left to train\n" in done.out + done.err
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_result_has_every_field(trained: Trained) -> None:
         "versions",
         "git_commit",
     }
-    assert trained.result["schema_version"] == SCHEMA_VERSION == 1
+    assert trained.result["schema_version"] == SCHEMA_VERSION == 2
     assert trained.result["status"] == "finished"
     assert trained.result["error"] is None
     assert trained.result["seed"] == 0

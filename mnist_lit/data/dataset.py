@@ -41,7 +41,7 @@ class ImageDataset(Dataset[Batch]):
 
 
 class ShuffledBatches:
-    """The batches of a RandomSampler's positions, in its own order, as tensors [B].
+    """The batches that `DataLoader(shuffle=True)` draws from `num_images`, in its own order, as tensors [B].
 
     torch's own makes a Python number of every position on the way, which takes 60 us a batch of 512.
     """
@@ -75,10 +75,17 @@ class ResumableLoader(DataLoader[Batch]):
 
     @property
     def _index_sampler(self) -> Any:
-        # Worker processes are sent lists; a distributed run, and debug=overfit, get other samplers from Lightning.
-        if type(self.sampler) is RandomSampler and self.batch_size and not self.num_workers:
-            return ShuffledBatches(len(self.sampler), self.batch_size)
-        return self.batch_sampler
+        # Worker processes are sent lists: tensors would go by shared memory, a file each. A distributed run, and
+        # debug=overfit, get other samplers from Lightning.
+        sampler, num_images = self.sampler, len(self.dataset)  # type: ignore[arg-type]
+        is_shuffled = (
+            type(sampler) is RandomSampler
+            and (sampler.generator, sampler.replacement, sampler.num_samples) == (None, False, num_images)
+            and not self.drop_last
+        )
+        if is_shuffled and self.batch_size and not self.num_workers:
+            return ShuffledBatches(num_images, self.batch_size)
+        return super()._index_sampler
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch promises its own iterator's class
         if self.start is not None:

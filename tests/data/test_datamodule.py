@@ -204,6 +204,9 @@ def test_normalisation_is_torchvisions(make: Make) -> None:
     torch.testing.assert_close(images, expected, rtol=0, atol=1e-6)
     assert torch.equal(labels, read_sample(TEST_LABELS))
     assert torch.equal(raw, read_sample(TEST_IMAGES))
+    distorted = raw.float()  # as an augmentation gives them
+    torch.testing.assert_close(datamodule.normalise(distorted), images, rtol=0, atol=1e-6)
+    assert torch.equal(distorted, raw.float())
 
 
 # --- Devices

@@ -1,12 +1,14 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler
 
 from mnist_lit.cli import PACKAGE
-from mnist_lit.data.dataset import ImageDataset, stratified_indices
+from mnist_lit.data.dataset import Batch, ImageDataset, ResumableLoader, stratified_indices
 from mnist_lit.data.idx import read_idx
 from mnist_lit.data.sources import SAMPLE_DIR, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
 
@@ -92,3 +94,38 @@ def test_packaged_sample_is_the_documented_draw(images: str, labels: str, size: 
     drawn = stratified_indices(all_labels, size, seed=0)
     assert torch.equal(read_sample(labels), all_labels[drawn])
     assert torch.equal(read_sample(images), read_idx(raw / images, num_dims=3, md5=None)[drawn])
+
+
+def everything(loader: DataLoader[Batch]) -> list[list[int]]:
+    torch.manual_seed(0)
+    return [labels.tolist() for _ in range(2) for _, labels in loader]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"shuffle": True},
+        {"shuffle": True, "drop_last": True},
+        {"shuffle": True, "generator": 1},
+        {"shuffle": True, "batch_size": 1000},
+        {"sampler": {"replacement": True}},
+        {"sampler": {"num_samples": 40}},
+        {"sampler": {"num_samples": 140}},
+        {"sampler": {"generator": 1}},
+        {"shuffle": False},
+    ],
+)
+def test_batches_are_those_of_torchs_own_loader(asked: dict[str, Any]) -> None:
+    numbers = ImageDataset(torch.zeros(100, 28, 28, dtype=torch.uint8), torch.arange(100), torch.arange(100))
+    batches = []
+    for kind in (ResumableLoader, DataLoader):
+        options = {"batch_size": 30, **asked}
+        for group in (options, options.get("sampler", {})):
+            if "generator" in group:
+                group["generator"] = torch.Generator().manual_seed(1)
+        if "sampler" in options:
+            options["sampler"] = RandomSampler(numbers, **options["sampler"])
+        loader: DataLoader[Batch] = kind(numbers, collate_fn=lambda batch: batch, **options)
+        batches.append(everything(loader))
+        assert len(batches[-1]) == 2 * len(loader)
+    assert batches[0] == batches[1]

@@ -24,7 +24,7 @@ def test_without_any_spread_there_is_nothing_to_test(p_value: Callable[..., floa
     a = np.full(3, 0.98)
     assert p_value(a, a) == 1.0
     assert math.isnan(p_value(a, a - 0.01))
-    assert 0 < p_value(a, np.array([0.97, 0.98, 0.982])) < 1  # and scipy has nothing to warn of
+    assert 0 < p_value(a, np.array([0.97, 0.98, 0.982])) < 1
     rounded = np.array([0.98, 0.98, 0.98], dtype=np.float32).astype(np.float64)
     assert p_value(a, rounded) == 1.0
 

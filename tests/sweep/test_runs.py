@@ -60,7 +60,10 @@ def test_only_jobs_are_counted(add: Add, sweep_dir: Path) -> None:
     assert len(read_runs([run])) == 1
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"schema_version": 99}', '{"schema_version": 1, "status": "x"}'])
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", "{}", '{"schema_version": 99}', '{"schema_version": 1}', '{"schema_version": 2, "status": "x"}'],
+)
 def test_unreadable_result_is_listed_with_its_reason(add: Add, sweep_dir: Path, content: str) -> None:
     add("optimizer.lr=0.1", acc=0.98)
     broken = add("optimizer.lr=0.2", acc=0.99)
