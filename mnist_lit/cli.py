@@ -266,7 +266,9 @@ def describe(error: BaseException) -> str:
         close = difflib.get_close_matches(option, options, n=1)
         hint = f"; did you mean {group}={close[0]}?" if close else ""
         return f"{group}={option}: no such option, there are {', '.join(options)}{hint}"
-    if several := re.search(r"Ambiguous value for argument '(.+)'", str(error)):
+    told = str(error)
+    ambiguous = re.search(r"Ambiguous value for argument '(.+)'", told)
+    if several := ambiguous or re.search(r"Sweep parameters '(.+)' requires --multirun", told):
         return f"{several[1]}: a single run takes one value; add -m for a sweep, or brackets for a list"
     if isinstance(error, HydraException | OmegaConfBaseException):
         return " ".join(str(cause if isinstance(cause, OmegaConfBaseException) else error).split())

@@ -124,8 +124,9 @@ class Evaluation:
         right, total = int(scores.is_right.sum()), len(scores.labels)
         classes = scores.classes()
         width = max(len("class"), *map(len, names))
+        saved = f"step {self.checkpoint.global_step} in epoch {self.checkpoint.epoch + 1}"
         rows = [
-            f"{'checkpoint':14}{self.checkpoint.path}, after epoch {self.checkpoint.epoch + 1}",
+            f"{'checkpoint':14}{self.checkpoint.path}, {saved}",
             f"{'images':14}{self.datamodule.source.name} {self.split}, {total:,}",
             f"{'accuracy':14}{scores.acc:.4f}, {right:,} right; 95 % interval {low:.4f} to {high:.4f}",
             f"{'loss':14}{scores.loss:.4f}",

@@ -217,7 +217,15 @@ def _build(cfg: DictConfig, known_overrides: Sequence[str] = ()) -> "Run":
         return build_job(cfg, hydra.overrides.task)
     # Of a resumed run, what was overridden when it began counts too, as far as it is known.
     given = {word.lstrip("+~").split("=", 1)[0]: word for word in (*known_overrides, *hydra.overrides.task)}
-    return build(cfg, [word for key, word in given.items() if key != "resume"])
+    return build(cfg, [*_other_configuration(), *(word for key, word in given.items() if key != "resume")])
+
+
+def _other_configuration() -> list[str]:
+    """Return the options that chose another configuration than ours, such as the one that an earlier run has left."""
+    hydra = HydraConfig.get()
+    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    name = [] if hydra.job.config_name == "train" else [hydra.job.config_name]
+    return [*(f"--config-dir={folder}" for folder in folders), *(f"--config-name={name}" for name in name)]
 
 
 def _execute(run: "Run", cfg: DictConfig, resume_from: Path | None) -> Result:
@@ -237,7 +245,7 @@ def _execute(run: "Run", cfg: DictConfig, resume_from: Path | None) -> Result:
 def _show(result: Result, run_dir: Path) -> None:
     """Print what a person wants to know when a run has ended."""
     rows = [(tag, f"{result.metrics[tag]:.4f}") for tag in sorted(result.metrics, reverse=True)]
-    if result.best_epoch is not None:
+    if "val/acc" in result.metrics:
         rows.append(("best epoch", f"{result.best_epoch}: all scores are of its checkpoint"))
     if result.images_per_second:
         rows.append(

@@ -62,6 +62,7 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("seed=0,1 sweep.dry_run=maybe -m", ["sweep.dry_run=maybe: must be true or false"]),
     ("sweep=grid", ["sweep: this is a single run; add -m for a sweep"]),
     ("optimizer.lr=0.1,0.2", ["optimizer.lr=0.1,0.2: a single run takes one value; add -m for a sweep"]),
+    ("seed=range(3)", ["seed=range(3): a single run takes one value; add -m for a sweep"]),
     ("sweep.dry_run=true", ["sweep: this is a single run; add -m for a sweep"]),
     # Names of keys, options and classes.
     ("+sweep.on_eror=stop", ["sweep.on_eror=stop: not a key; did you mean on_error?"]),

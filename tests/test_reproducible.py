@@ -98,6 +98,8 @@ def test_config_file_repeats_the_run(main: Main, tmp_path: Path) -> None:
     for key in ("metrics", "config_hash", "history", "seed", "best_epoch"):
         assert results[0][key] == results[1][key]
     assert results[0]["overrides"] == ["data=sample", "callbacks.pictures.num_images=1", *changes]
+    # A report must not take it for another seed of the defaults.
+    assert results[1]["overrides"] == [f"--config-dir={first}", "--config-name=config"]
     assert results[0]["seed"] == 3
     # The copy has another folder in its first line, and nothing else differs.
     texts = [(folder / "config.yaml").read_text(encoding="utf-8").splitlines()[1:] for folder in (first, second)]

@@ -33,6 +33,7 @@ class Progress(TQDMProgressBar):
         self.redrawn = 0.0
         self.started = 0.0
         self.images_before = 0
+        self.step_before = 0
 
     def init_train_tqdm(self) -> Tqdm:
         """Return the only bar; it vanishes when training ends."""
@@ -57,6 +58,7 @@ class Progress(TQDMProgressBar):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Name the epoch, counting from 1."""
+        self.step_before = trainer.global_step
         self.train_progress_bar.reset(int(self.total_train_batches))
         self.train_progress_bar.initial = 0
         self.train_progress_bar.set_description(self._epoch(trainer))
@@ -72,12 +74,15 @@ class Progress(TQDMProgressBar):
             self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave a line behind."""
+        """Leave a line behind, of what was measured in this epoch."""
         super().on_train_epoch_end(trainer, pl_module)
         if not trainer.is_global_zero:
             return
-        metrics = "  ".join(f"{name} {value}" for name, value in self.get_metrics(trainer, pl_module).items())
-        log.info("%s  %s", self._epoch(trainer), metrics)
+        assert isinstance(pl_module, Classifier)
+        old = {tag for tag, points in pl_module.history.items() if points[-1][0] <= self.step_before}
+        metrics = {name: value for name, value in self.get_metrics(trainer, pl_module).items() if name not in old}
+        line = "  ".join(f"{name} {value}" for name, value in metrics.items())
+        log.info("%s  %s", self._epoch(trainer), line)
 
     def get_metrics(
         self, trainer: L.Trainer, pl_module: L.LightningModule

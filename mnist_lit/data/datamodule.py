@@ -187,6 +187,8 @@ class MNISTDataModule(L.LightningDataModule):
             persistent_workers=False,
             pin_memory=device_needs_copy and dataset.images.device.type == "cpu",
             collate_fn=_as_is,
+            # Every pass draws a seed for worker processes: training must not depend on how often it is validated.
+            generator=None if shuffle else torch.Generator(),
             start=start,
         )
 

@@ -179,6 +179,16 @@ def test_order_is_that_of_torchs_own_shuffling(make: Make) -> None:
         assert torch.equal(labels, read_sample(TRAIN_LABELS)[indices].long())
 
 
+def test_validation_draws_no_random_numbers(make: Make) -> None:
+    datamodule = make()
+    before = torch.get_rng_state()
+    for loader in (datamodule.val_dataloader(), datamodule.test_dataloader()):
+        assert len(list(loader)) > 1
+    assert torch.equal(torch.get_rng_state(), before)
+    list(datamodule.train_dataloader())
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
 # Python 3.12 warns of what torch's loader does by itself.
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_worker_processes_give_the_same_batches(make: Make) -> None:
