@@ -1,6 +1,6 @@
 """Regenerate the README's results: the seeds of each experiment, scored once on the official test images.
 
-    python benchmarks/results.py                 # all of them, about an hour on two cores; goes on if it is killed
+    python benchmarks/results.py                 # all of them, twenty minutes on two cores; goes on if it is killed
     python benchmarks/results.py tuned blog      # these only
     python benchmarks/results.py --search tuned  # how its settings were chosen: benchmarks/searches/tuned.md
     python benchmarks/results.py --time          # only what an epoch costs, on a machine that does nothing else
