@@ -7,7 +7,8 @@
     python benchmarks/results.py --table         # only the table and the chart, from benchmarks/results/*.json
 
 The runs are multiruns of `mnist_lit.train`, so what is finished is never trained again. Each experiment leaves a small
-JSON file in benchmarks/results/, from which README.md's table and docs/results.png are made; a test holds them equal.
+JSON file in benchmarks/results/, from which README.md's table, the experiments' own line and docs/results.png are made;
+a test holds them equal.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from mnist_lit.sweep.ledger import read_result
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "benchmarks" / "results"
 SEARCHES = ROOT / "benchmarks" / "searches"
+EXPERIMENTS = ROOT / "conf" / "experiment"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- results: benchmarks/results.py -->\n", "<!-- end of results -->\n"
 
@@ -135,6 +137,9 @@ def main() -> None:
         write_record(name, found)
     records = read_records()
     README.write_text(with_table(README.read_text(encoding="utf-8"), records), encoding="utf-8")
+    for name, record in records.items():
+        path = EXPERIMENTS / f"{name}.yaml"
+        path.write_text(with_measured(path.read_text(encoding="utf-8"), record), encoding="utf-8")
     draw(records).savefig(ROOT / "docs" / "results.png")
 
 
@@ -275,6 +280,15 @@ def with_table(readme: str, records: dict[str, dict[str, Any]]) -> str:
     before, rest = readme.split(BEGIN)
     after = rest.split(END)[1]
     return f"{before}{BEGIN}{table(records)}{END}{after}"
+
+
+def with_measured(experiment: str, record: dict[str, Any]) -> str:
+    """Put what was measured in the place of an experiment's line that says so."""
+    measured = (
+        f"# Measured: {in_percent(record)} % test error (n = {len(record['seeds'])}); {record['num_epochs']} epochs "
+        f"take {fit_seconds(record):.0f} s and {record['peak_memory_mb'] / 1000:.1f} GB on {record['machine']}."
+    )
+    return re.sub("^# Measured: .*$", measured, experiment, flags=re.MULTILINE)
 
 
 def draw(records: dict[str, dict[str, Any]]) -> Figure:

@@ -223,9 +223,10 @@ def _build(cfg: DictConfig, known_overrides: Sequence[str] = ()) -> "Run":
 def _other_configuration() -> list[str]:
     """Return the options that chose another configuration than ours, such as the one that an earlier run has left."""
     hydra = HydraConfig.get()
-    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    name = [] if hydra.job.config_name == "train" else [hydra.job.config_name]
-    return [*(f"--config-dir={folder}" for folder in folders), *(f"--config-name={name}" for name in name)]
+    options = [f"--config-dir={it.path}" for it in hydra.runtime.config_sources if it.provider == "command-line"]
+    if hydra.job.config_name != "train":
+        options.append(f"--config-name={hydra.job.config_name}")
+    return options
 
 
 def _execute(run: "Run", cfg: DictConfig, resume_from: Path | None) -> Result:

@@ -43,6 +43,13 @@ def test_a_record_that_changes_changes_the_table(results: Any) -> None:
         assert results.table(worse) != results.table(records)
 
 
+def test_experiments_say_what_the_records_do(results: Any) -> None:
+    for name, record in results.read_records().items():
+        text = (CONF_DIR / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
+        assert f"Measured: {results.in_percent(record)} % test error" in text
+        assert results.with_measured(text, record) == text
+
+
 def test_losses_are_compared_over_the_same_seeds(results: Any) -> None:
     one = {"seeds": [0, 1, 2], "test_acc": [0.98, 0.981, 0.982]}
     sentence = results.compare(one, one | {"test_acc": [0.970, 0.9712, 0.9721]})
