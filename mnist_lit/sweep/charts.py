@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 from mnist_lit.sweep.notation import cut, fixed, num_decimals, shown
@@ -62,7 +63,7 @@ def draw_curves(summary: Summary) -> Figure | None:
     batch_key = "data.batch_size"
     in_images = batch_key in summary.numeric_keys
     figure = Figure(figsize=(9, 4.6), dpi=110, layout="constrained")
-    for axes, tag in zip(figure.subplots(1, len(tags), squeeze=False)[0], tags, strict=True):
+    for axes, tag in zip(figure.subplots(1, len(tags), sharex=True, squeeze=False)[0], tags, strict=True):
         drawn = [run for run in runs.to_dict("records") if run["history"].get(tag)]
         lines = [_thinned(run["history"][tag]) for run in drawn]
         if in_images:
@@ -99,6 +100,7 @@ def _frame_losses(axes: Axes, heights: NDArray[np.float64]) -> None:
     low, high = float(heights.min()), float(heights.max())
     if 0 < low < high:
         axes.set_yscale("log")
+        _label_plainly(axes.yaxis)
         margin = (high / low) ** 0.05
         axes.set_ylim(low / margin, high * margin)
     elif low < high:
@@ -121,6 +123,7 @@ def draw_effects(summary: Summary) -> Figure | None:
             position = {value: float(value) for value in places}
             if min(places) > 0 and max(places) / min(places) >= 8:
                 axes.set_xscale("log")
+                _label_plainly(axes.xaxis)
         else:
             position = {value: float(index) for index, value in enumerate(places)}
         if len(places) <= 6 or key not in summary.numeric_keys:
@@ -187,11 +190,19 @@ def draw_times(summary: Summary) -> Figure | None:
     axes.scatter(runs["fit_seconds"], runs["score"], c=colours, s=28, alpha=0.85, linewidths=0)
     if 0 < 20 * runs["fit_seconds"].min() <= runs["fit_seconds"].max():
         axes.set_xscale("log")
+        _label_plainly(axes.xaxis)
     axes.set_xlabel("fit seconds")
     axes.set_ylabel(summary.metric)
     axes.grid(alpha=0.3)
     _add_legend(figure, summary)
     return figure
+
+
+def _label_plainly(axis: Axis) -> None:
+    """Label a logarithmic axis 0.02 in place of 2 x 10^-2, which is also slow to set."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _colour(setting: int) -> str:

@@ -1,7 +1,7 @@
 """The configurations of a multirun's jobs, composed in a tenth of the time that Hydra takes for each."""
 
-import copy
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ class JobLoader(ConfigLoaderImpl):
     def __init__(self, loader: ConfigLoader) -> None:
         super().__init__(loader.get_search_path())
         self.folder = Path.cwd()
-        self.composed: dict[tuple[str, ...], DictConfig] = {}
+        self.composed: dict[tuple[str, ...], bytes] = {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Prepare another process for the jobs it will be given."""
@@ -38,8 +38,9 @@ class JobLoader(ConfigLoaderImpl):
         choices = [override for override in parsed if self._changes_files(override)]
         chosen = tuple(str(override.input_line) for override in choices)
         if chosen not in self.composed:
-            self.composed[chosen] = super().load_sweep_config(master_config, list(chosen))
-        config = copy.deepcopy(self.composed[chosen])
+            # Pickled: copying a configuration by copy.deepcopy takes five times as long as reading it.
+            self.composed[chosen] = pickle.dumps(super().load_sweep_config(master_config, list(chosen)))
+        config: DictConfig = pickle.loads(self.composed[chosen])
         self._apply_overrides_to_config([override for override in parsed if override not in choices], config)
         own = [override for override in parsed if not override.is_hydra_override()]
         config.hydra.overrides.task = [override.input_line for override in own]

@@ -26,6 +26,8 @@ def test_curves_are_over_images_where_the_batch_size_is_swept(grid: Path, add: A
     ends = {round(line[-1, 0]) for line in corners if len(line) > 1}
     assert ends == {30 * 32, 30 * 128}
     assert train.get_ylim()[1] < 1  # the diverged run's 1e30 is outside
+    assert val.get_xlim() == train.get_xlim()  # validated once or twice, it would be over a range of its own
+    assert [train.yaxis.get_major_formatter()(loss) for loss in (0.1, 0.02)] == ["0.1", "0.02"]
 
 
 def test_legend_is_limited_to_the_first_ranks(add: Add, sweep_dir: Path) -> None:

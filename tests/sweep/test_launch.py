@@ -1,6 +1,9 @@
 """Ready sweeps, the search, and launchers: how jobs are chosen and where they run."""
 
+import atexit
 import os
+import runpy
+import signal
 import sys
 from collections.abc import Iterator
 from multiprocessing import forkserver
@@ -32,6 +35,20 @@ def no_forkserver() -> Iterator[None]:
     yield
     stop()
     server.set_forkserver_preload(preloaded)
+
+
+@pytest.mark.parametrize("is_server", [True, False])
+def test_only_the_process_that_workers_are_forked_from_ends_untidily(
+    is_server: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = [sys.executable, "-c", "from multiprocessing.forkserver import main; main(5, 6)"]
+    registered: list[Any] = []
+    monkeypatch.setattr(atexit, "register", lambda *call: registered.append(call))
+    monkeypatch.setattr(sys, "orig_argv", started if is_server else [sys.executable, "-m", "pytest"])
+    before = signal.getsignal(signal.SIGINT)
+    runpy.run_module(workers.PRELOADED)
+    signal.signal(signal.SIGINT, before)
+    assert ((os._exit, 0) in registered) == is_server
 
 
 def test_ready_sweeps_know_their_keys(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
