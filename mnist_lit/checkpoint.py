@@ -62,15 +62,16 @@ class Checkpoint:
         return module.eval()
 
     def predictor(self, *, trusted: Sequence[str] = ()) -> Predictor:
-        """Rebuild the network as pixels in, probabilities out; see `classifier`."""
+        """Rebuild the network as pixels in, probabilities out, its weights fixed; see `classifier`."""
         classifier, data = self.classifier(trusted=trusted), self.config["data"]
-        return Predictor(
+        predictor = Predictor(
             model=classifier.model,
             mean=data["mean"],
             std=data["std"],
             probabilities=partial(probabilities, classifier.loss),
             class_names=data["class_names"],
         )
+        return predictor.requires_grad_(False)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

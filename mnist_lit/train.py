@@ -71,7 +71,7 @@ def train(cfg: DictConfig) -> float | None:
             run.datamodule.prepare_data()
         result = _execute(run, cfg, _checkpoint_of(run) if is_resumed else None)
     if run.trainer.is_global_zero:
-        _show(result, run_dir)
+        _show(result, run_dir, is_overfit=bool(cfg.trainer.get("overfit_batches")))
     if result.status == "diverged":
         raise SystemExit(1)
     return result.metrics.get("val/acc", math.nan)
@@ -243,7 +243,7 @@ def _execute(run: "Run", cfg: DictConfig, resume_from: Path | None) -> Result:
         raise SystemExit(code) from None
 
 
-def _show(result: Result, run_dir: Path) -> None:
+def _show(result: Result, run_dir: Path, *, is_overfit: bool) -> None:
     """Print what a person wants to know when a run has ended."""
     rows = [(tag, f"{result.metrics[tag]:.4f}") for tag in sorted(result.metrics, reverse=True)]
     if "val/acc" in result.metrics:
@@ -255,6 +255,12 @@ def _show(result: Result, run_dir: Path) -> None:
                 f"{result.fit_seconds:.1f} s, {result.images_per_second:,.0f} images/s on {result.device}",
             )
         )
+    losses = [loss for _, loss in result.history["train/loss"]]
+    if is_overfit and losses:
+        fell = (
+            "the network can learn" if losses[-1] < losses[0] / 100 else "too little: see network, loss, optimizer.lr"
+        )
+        rows.append(("overfit", f"train/loss from {losses[0]:.2g} to {losses[-1]:.2g}: {fell}"))
     if result.error:
         rows.append((result.status, result.error))
     rows.append(("run folder", os.path.relpath(run_dir)))

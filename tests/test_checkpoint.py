@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from collections import OrderedDict
@@ -10,6 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Trained
@@ -54,12 +56,25 @@ def test_the_loaded_model_scores_what_training_logged(run_dir: Path) -> None:
     model = load_model(run_dir)
     images = read_idx(SAMPLE_DIR / f"{TEST_IMAGES}.gz", num_dims=3, md5=None)
     labels = read_idx(SAMPLE_DIR / f"{TEST_LABELS}.gz", num_dims=1, md5=None)
-    with torch.no_grad():
-        probabilities = model(images)
+    probabilities = model(images)
+    assert not probabilities.requires_grad
     torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(len(images)))
     accuracy = (probabilities.argmax(dim=1) == labels).float().mean().item()
     assert f'"test/acc": {accuracy}'[:20] in (run_dir / "result.json").read_text()
     assert model.class_names == list("0123456789")
+
+
+@pytest.mark.parametrize(
+    ("images", "got"),
+    [
+        (torch.zeros(28, 28, dtype=torch.uint8), "torch.uint8 [28, 28]"),
+        (torch.zeros(3, 28, 28), "torch.float32 [3, 28, 28]"),  # from 0 to 1, perhaps
+        (np.zeros((3, 28, 28), dtype=np.uint8), "ndarray"),
+    ],
+)
+def test_the_loaded_model_takes_nothing_but_pixels(images: Any, got: str, run_dir: Path) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(f'images={got}: must be a torch.uint8 tensor [B, 28, 28], ')}"):
+        load_model(run_dir)(images)
 
 
 def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path: Path) -> None:

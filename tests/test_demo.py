@@ -232,7 +232,7 @@ def test_ctrl_c_ends_it_with_one_line(
     [
         ([], "ckpt is missing: add ckpt=PATH"),
         (["ckpt=x"], "ckpt=x: no such file or folder"),
-        (["ckpt=x", "port=abc"], "port=abc: must be a whole number"),
+        (["ckpt=.", "port=abc"], "port=abc: must be a whole number"),
         (["ckpt={run}", "port=70000"], "port=70000: must be from 0"),
     ],
 )

@@ -233,8 +233,8 @@ def test_missing_packages_are_named_before_anything_is_done(
     ("arguments", "line"),
     [
         ([], "ckpt is missing: add ckpt=PATH, a .ckpt file or a run's folder (outputs/train/DATE/TIME)"),
-        (["ckpt=x", "format=pickle"], "format=pickle: must be onnx or torch_export"),
-        (["ckpt=x", "format=1"], "format=1: must be text"),
+        (["ckpt=.", "format=pickle"], "format=pickle: must be onnx or torch_export"),
+        (["ckpt=.", "format=1"], "format=1: must be text"),
         (["ckpt=x", "formt=onnx"], "formt is not a key: there are "),
         (["ckpt=x"], "ckpt=x: no such file or folder; "),
         (["ckpt={run}", "output=x.pt2"], "output=x.pt2: must end in .onnx, as a file of format=onnx does"),

@@ -103,14 +103,14 @@ def test_schedule_by_yaml(train_run: Train, schedule: Any, peak: int, start: flo
 def test_early_stopping_stops_early(train_run: Train) -> None:
     # A learning rate that changes nothing: the second and third epoch are no better than the first.
     run = train_run(
-        "callbacks=[default,early_stopping]",
+        "callbacks=early_stopping",
         "callbacks.early_stopping.patience=2",
         "optimizer.lr=1e-12",
         "trainer.max_epochs=50",
         "test=false",
     )
     assert len(run.history["val/acc"]) == 3
-    assert run.last["epoch"] == 2
+    assert run.last["epoch"] == 2  # the default callbacks are there too
     assert run.result["status"] == "finished"
     assert run.result["best_epoch"] == 1
 
@@ -186,12 +186,22 @@ def test_debug_fast_does_two_steps_of_everything_on_the_sample(train_run: Train)
     assert run.result["metrics"].keys() == {"val/loss", "val/acc", "test/loss", "test/acc"}
 
 
-def test_debug_overfit_learns_one_batch_by_heart(train_run: Train) -> None:
-    run = train_run("debug=overfit", "trainer.max_epochs=120", "trainer.check_val_every_n_epoch=120")
+@pytest.mark.parametrize(
+    ("override", "verdict"),
+    [
+        ("optimizer.lr=0.1", "the network can learn"),
+        ("optimizer.lr=1e-9", "too little: see network, loss, optimizer.lr"),
+    ],
+)
+def test_debug_overfit_learns_one_batch_by_heart(
+    override: str, verdict: str, train_run: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train_run("debug=overfit", override, "trainer.max_epochs=120", "trainer.check_val_every_n_epoch=120")
     assert run.last["global_step"] == 120
     losses = run.values("train/loss")
     assert losses[0] > 0.05
-    assert losses[-1] < 0.001
+    assert (losses[-1] < 0.0005) == (verdict == "the network can learn")
+    assert f"overfit     train/loss from {losses[0]:.2g} to {losses[-1]:.2g}: {verdict}\n" in capsys.readouterr().out
 
 
 def test_debug_profile_leaves_a_table_of_hooks(train_run: Train) -> None:

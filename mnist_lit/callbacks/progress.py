@@ -74,13 +74,15 @@ class Progress(TQDMProgressBar):
             self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave a line behind, of what was measured in this epoch."""
+        """Leave a line behind, if anything was measured in this epoch."""
         super().on_train_epoch_end(trainer, pl_module)
         if not trainer.is_global_zero:
             return
         assert isinstance(pl_module, Classifier)
         old = {tag for tag, points in pl_module.history.items() if points[-1][0] <= self.step_before}
         metrics = {name: value for name, value in self.get_metrics(trainer, pl_module).items() if name not in old}
+        if metrics.keys() == {"images/s"}:  # as in most epochs of a single step
+            return
         line = "  ".join(f"{name} {value}" for name, value in metrics.items())
         log.info("%s  %s", self._epoch(trainer), line)
 

@@ -8,6 +8,17 @@ from mnist_lit.sweep.notation import count, duration, shown
 from mnist_lit.sweep.ranking import Summary
 from mnist_lit.sweep.runs import NEVER_ENDED, UNREADABLE
 
+# Overrides that change which images a run is validated on.
+CHANGES_VAL_IMAGES = {
+    "data",
+    "data.name",
+    "data.source_dir",
+    "data.val_size",
+    "data.split_seed",
+    "trainer.limit_val_batches",
+    "debug",
+}
+
 
 def warnings(summary: Summary) -> Iterator[str]:
     """Yield what makes the ranking, or the best setting, doubtful."""
@@ -20,6 +31,11 @@ def warnings(summary: Summary) -> Iterator[str]:
             yield f"{who} the order may be luck, so nothing is marked. Repeat with several: seed=range(5)."
         if settings["bad"].iloc[0] > 0:
             yield "Every setting has a diverged run, the best one too: do not rely on it."
+    if elsewhere := [key for key in summary.keys if key in CHANGES_VAL_IMAGES]:
+        yield (
+            f"The runs differ in {', '.join(elsewhere)}, so they were not scored on the same validation images: the "
+            "ranking may be one of the images."
+        )
     yield from _edge_warnings(summary)
     if _is_unbalanced(summary):
         yield (
@@ -81,7 +97,9 @@ def selection(summary: Summary) -> str:
     if not summary.test_tags:
         return f"{text}The runs hold no score on the test images."
     if rivals == 1:
-        return "There is one setting, so nothing was selected."
+        tried = len(summary.settings)
+        only = "There is one setting" if tried == 1 else f"Of {tried} settings only this one has a {summary.metric}"
+        return f"{only}, so nothing was selected."
     return (
         f"{text}Being the best of {rivals}, it is a little flattered; the score on the test images, shown for "
         "the selected setting only, is not."

@@ -93,6 +93,25 @@ def test_many_seeds_of_one_setting(add: Add, sweep_dir: Path) -> None:
     assert (summary.keys, warnings_of(sweep_dir), summary.settings["n"].item()) == ([], [], 3)
 
 
+def test_the_only_setting_that_did_not_diverge(add: Add, sweep_dir: Path) -> None:
+    add("optimizer.lr=0.1", acc=0.9)
+    for lr in (10, 100):
+        add(f"optimizer.lr={lr}", status="diverged", error="NaN")
+    text = " ".join(write_report([sweep_dir], sweep_dir).split())
+    assert "Of 3 settings only this one has a val/acc, so nothing was selected." in text
+
+
+@pytest.mark.parametrize(
+    ("other", "keys"),
+    [("data=sample", "data"), ("data.val_size=100", "data.val_size"), ("debug=fast", "debug"), ("model.dropout=0", "")],
+)
+def test_runs_on_other_validation_images_are_told(add: Add, sweep_dir: Path, other: str, keys: str) -> None:
+    add("optimizer.lr=0.1", acc=0.9)
+    add("optimizer.lr=0.1", other, acc=0.8)
+    told = [warning.split(",")[0] for warning in warnings_of(sweep_dir) if "validation images" in warning]
+    assert told == ([f"The runs differ in {keys}"] if keys else [])
+
+
 def test_runs_without_test_scores_say_so(add: Add, sweep_dir: Path) -> None:
     for lr, acc in ((0.1, 0.9), (0.2, 0.8)):
         add(f"optimizer.lr={lr}", metrics={"val/acc": acc})
