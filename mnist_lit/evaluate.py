@@ -25,7 +25,7 @@ def evaluate(cfg: DictConfig) -> None:
         with cli.fast_imports():
             from mnist_lit.build import check_keys, restore_data
             from mnist_lit.checkpoint import read_checkpoint
-            from mnist_lit.evaluation import Evaluation, build_scorer, check_classes, predict_split
+            from mnist_lit.evaluation import Evaluation, build_scorer, check_classes, check_held_out, predict_split
         options = check_keys(_top_level, cfg)
         checkpoint = read_checkpoint(options["ckpt"])
         module = checkpoint.classifier(trusted=options["trusted"])
@@ -33,6 +33,8 @@ def evaluate(cfg: DictConfig) -> None:
         if "class_names" in named:
             check_classes(named["class_names"], of_network=own["class_names"])
         datamodule = restore_data(own, named, trusted=options["trusted"])
+        if options["split"] == "val":
+            check_held_out(datamodule, own)
         scorer = build_scorer(checkpoint.config["trainer"], accelerator=options["accelerator"], folder=run_dir)
         datamodule.prepare_data()
         predictions = predict_split(module, datamodule, scorer, options["split"])

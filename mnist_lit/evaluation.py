@@ -278,3 +278,17 @@ def check_classes(class_names: Sequence[str], *, of_network: Sequence[str]) -> N
             f"data: has {len(class_names)} classes, but the network was trained on {len(of_network)} "
             f"({', '.join(of_network)}); name a data set with as many"
         )
+
+
+def check_held_out(datamodule: MNISTDataModule, own: Mapping[str, Any]) -> None:
+    """Raise UserError if the validation images may be some that the network was trained on.
+
+    `own` is the configuration of its data set. Those of another data set are new to it.
+    """
+    for key in ("val_size", "split_seed", "checksums"):
+        here = datamodule.source.checksums if key == "checksums" else getattr(datamodule, key)
+        if datamodule.source.name == own.get("name") and here != own.get(key):
+            raise UserError(
+                f"split=val: another data.{key} than in training holds out other images, which the network may have "
+                "been trained on; leave it out, or set split=test"
+            )
