@@ -155,6 +155,10 @@ def test_a_finished_run_whose_length_is_fixed_is_not_told_to_go_on(main: Main, w
     ("arguments", "message"),
     [
         (["resume=nowhere"], "resume=nowhere: holds no run; name the folder of one, such as outputs/train/DATE/TIME"),
+        (
+            ["resume=run/checkpoints"],
+            "resume=run/checkpoints: holds no run; name the folder of one, such as run\n",
+        ),
         (["resume=run", "optimizer.lr=1"], "optimizer.lr=1: a resumed run keeps its settings, but for trainer.max_ep"),
         (["resume=run", "optimizer=adam"], "optimizer=adam: a resumed run keeps its settings"),
         (

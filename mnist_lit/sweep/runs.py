@@ -22,7 +22,7 @@ NOT_SETTINGS = re.compile(r"seed|run_dir|sweep\..*")
 def read_runs(folders: Iterable[Path]) -> pd.DataFrame:
     """Read the `result.json` of all runs: one row a run.
 
-    A folder is a run's own or holds runs' folders; one that is missing is a run that never began. Columns:
+    A folder is a run's own, or holds runs' folders or those of days (outputs/train); one that is missing is a run that never began. Columns:
     `run` (path below the closest folder above all runs), the fields of `mnist_lit.result.Result` (`metrics`
     one column each, `overrides` a dict, `arguments` the same as they were given), `git_commit` and `versions`.
     A run without a result.json that can be read has the status "never ended" (killed, or still at work) or
@@ -69,7 +69,12 @@ def _run_folders(folder: Path) -> list[Path]:
     if not folder.is_dir() or (folder / FILE_NAME).exists() or (folder / "config.yaml").exists():
         return [folder]
     below = [path for path in sorted(folder.iterdir()) if path.name != "figures" and not path.name.startswith(".")]
-    return [path for path in below if path.is_dir()]
+    return [
+        run
+        for path in below
+        if path.is_dir()
+        for run in (_run_folders(path) if any(path.glob("*/config.yaml")) else [path])  # a day's runs, or a run
+    ]
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -47,6 +47,16 @@ def test_folder_of_a_run_and_folders_of_several_sweeps_are_read_alike(add: Add, 
     assert len(read_runs([other, other / one.name])) == 2
 
 
+def test_runs_lie_below_their_days_too(add: Add, sweep_dir: Path) -> None:
+    for day, time in (("2026-11-25", "09-30-00"), ("2026-11-26", "10-00-00"), ("2026-11-26", "10-00-01")):
+        folder = sweep_dir / day / time
+        folder.parent.mkdir(exist_ok=True)
+        add("optimizer.lr=0.1", acc=0.98).rename(folder)
+        (folder / "config.yaml").touch()
+    names = ["2026-11-25/09-30-00", "2026-11-26/10-00-00", "2026-11-26/10-00-01"]
+    assert read_runs([sweep_dir])["run"].to_list() == names
+
+
 def test_only_jobs_are_counted(add: Add, sweep_dir: Path) -> None:
     run = add("optimizer.lr=0.1", acc=0.98)
     for path in (sweep_dir / "figures", sweep_dir / ".submitit", run / "checkpoints", run / "figures"):
