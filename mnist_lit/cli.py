@@ -219,9 +219,7 @@ def run_dir(resume: str | None, parent: str) -> str:
     if resume is None:
         return new_folder(parent)
     if not (Path(resume) / CONFIG).is_file():
-        above = [
-            str(path) for path in Path(resume).parents[:2] if (path / CONFIG).is_file()
-        ]  # RUN/checkpoints/last.ckpt
+        above = [path for path in Path(resume).parents[:2] if (path / CONFIG).is_file()]  # of RUN/checkpoints/last.ckpt
         known = above[0] if above else "outputs/train/DATE/TIME"
         raise UserError(f"resume={resume}: holds no run; name the folder of one, such as {known}")
     return resume

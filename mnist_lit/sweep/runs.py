@@ -22,9 +22,10 @@ NOT_SETTINGS = re.compile(r"seed|run_dir|sweep\..*")
 def read_runs(folders: Iterable[Path]) -> pd.DataFrame:
     """Read the `result.json` of all runs: one row a run.
 
-    A folder is a run's own, or holds runs' folders or those of days (outputs/train); one that is missing is a run that never began. Columns:
-    `run` (path below the closest folder above all runs), the fields of `mnist_lit.result.Result` (`metrics`
-    one column each, `overrides` a dict, `arguments` the same as they were given), `git_commit` and `versions`.
+    A folder is a run's own, or holds runs' folders or those of days (outputs/train); one that is missing is a run
+    that never began. Columns: `run` (path below the closest folder above all runs), the fields of
+    `mnist_lit.result.Result` (`metrics` one column each, `overrides` a dict, `arguments` the same as they were given),
+    `git_commit` and `versions`.
     A run without a result.json that can be read has the status "never ended" (killed, or still at work) or
     "unreadable", and hardly more.
 
