@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -151,7 +150,7 @@ def _train_as_job(cfg: DictConfig) -> float | None:
                 _execute_job(cfg, job)
             finally:
                 gc.collect()  # a trainer and its pictures refer to one another: 5 MB, until Python looks for such
-            _freeze_once()
+            cli.freeze_once()
             if HydraConfig.get().launcher._target_.endswith("BasicLauncher"):  # the screen is not a worker's
                 print(ledger.progress_line(folder, run_dir.name), flush=True)
             result = ledger.read_result(run_dir)
@@ -174,15 +173,6 @@ def _execute_job(cfg: DictConfig, job: ledger.Job) -> None:
             _record_unbuilt(cfg, job, error)
         if cfg.sweep.on_error == "stop":
             (Path(cfg.run_dir).parent / ledger.STOP).touch()
-
-
-@cache
-def _freeze_once() -> None:
-    """Leave what the first job has imported out of later collections, each of which would take 10 to 40 ms longer.
-
-    Once, since what a job leaves behind for as long as Hydra needs it must be found later on.
-    """
-    gc.freeze()
 
 
 def _enter(cfg: DictConfig) -> ledger.Job:

@@ -37,6 +37,15 @@ def no_forkserver() -> Iterator[None]:
     server.set_forkserver_preload(preloaded)
 
 
+@pytest.fixture
+def as_main(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the entry point's functions be those of `python -m mnist_lit.train`, which launchers send by value."""
+    name = "mnist_lit.train"
+    for function in vars(sys.modules[name]).values():
+        if getattr(function, "__module__", None) == name:
+            monkeypatch.setattr(function, "__module__", "__main__")
+
+
 @pytest.mark.parametrize("is_server", [True, False])
 def test_only_the_process_that_workers_are_forked_from_ends_untidily(
     is_server: bool, monkeypatch: pytest.MonkeyPatch
@@ -121,6 +130,7 @@ def test_launchers_give_the_same_sweep(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     no_forkserver: None,
+    as_main: None,
 ) -> None:
     extra = launcher.partition("_")[0]
     pytest.importorskip(f"hydra_plugins.hydra_{extra}_launcher", reason=f"needs the extra {extra}")
