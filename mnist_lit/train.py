@@ -58,6 +58,8 @@ def train(cfg: DictConfig) -> float | None:
                 raise UserError("sweep: this is a single run; add -m for a sweep")
     run_dir = Path(cfg.run_dir)
     is_resumed = cfg.resume is not None
+    if is_resumed and (run_dir.parent / ledger.LEDGER).is_file():
+        raise UserError(f"resume={cfg.resume}: a job of a sweep, whose own command goes on with it")
     is_first = "LOCAL_RANK" not in os.environ  # Lightning starts a distributed run's other processes in the same folder
     with ledger.held(run_dir) if is_first else nullcontext():
         if is_resumed:

@@ -16,8 +16,12 @@ def short_keys(keys: Sequence[str]) -> dict[str, str]:
 
 
 def sweep_name(keys: Sequence[str], experiment: str | None) -> str:
-    """Return the default name of a sweep over `keys`, of an experiment if there is one: `tuned,lr,batch_size,seed`."""
-    return _as_folder(",".join([*([experiment] if experiment else []), *short_keys(keys).values()]))
+    """Return the default name of a sweep over `keys`, of an experiment if there is one: `tuned,lr,batch_size,seed`.
+
+    Experiments that are swept make no part of it: each job has another.
+    """
+    fixed = [experiment] if experiment and "experiment" not in keys else []
+    return _as_folder(",".join([*fixed, *short_keys(keys).values()]))
 
 
 def job_name(keys: Sequence[str], overrides: Sequence[str]) -> str:

@@ -85,7 +85,11 @@ def check_is_same(folder: Path, keys: Sequence[str], settings: Mapping[str, Any]
             if ledger["settings"].get(key) != settings.get(key)
         )
     if difference:
-        raise UserError(f"sweep.name={folder.name}: the runs in {folder} {difference}; choose another sweep.name")
+        began = any((folder / job["name"]).is_dir() for job in ledger["jobs"])
+        otherwise = "" if began else ", or remove the folder, in which none has begun"
+        raise UserError(
+            f"sweep.name={folder.name}: the runs in {folder} {difference}; choose another sweep.name{otherwise}"
+        )
 
 
 def enter(folder: Path, jobs: Sequence[Job]) -> None:

@@ -6,12 +6,15 @@ import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
+import pandas as pd
+
 from mnist_lit.sweep import sentences
 from mnist_lit.sweep.charts import CAPTIONS
 from mnist_lit.sweep.contents import Block, Chart, Heading, Notes, Table, Text, ranking_table, unfinished_table
 from mnist_lit.sweep.identity import short_keys
-from mnist_lit.sweep.notation import mean_and_sd
-from mnist_lit.sweep.ranking import Summary
+from mnist_lit.sweep.notation import count, mean_and_sd, shown
+from mnist_lit.sweep.ranking import Summary, swept_values
+from mnist_lit.sweep.runs import is_test, metric_tags
 
 MAX_ROWS_TERMINAL = 10
 STYLE = """
@@ -59,6 +62,28 @@ def terminal_text(title: str, summary: Summary) -> str:
             break_on_hyphens=False,
         )
     return "\n".join(lines)
+
+
+def text_without_ranking(title: str, runs: pd.DataFrame) -> str:
+    """Return the test scores of the settings of `read_runs`'s table, in the order they ran, and why none is the best.
+
+    Test images that choose a setting cannot judge it any more.
+    """
+    finished = runs[runs["status"] == "finished"]
+    tags = [tag for tag in metric_tags(finished) if is_test(tag)]
+    values = swept_values(finished)
+    names = short_keys(list(values.columns))
+    settings = (
+        values.map(shown).agg(tuple, axis="columns") if names else pd.Series([()] * len(finished), finished.index)
+    )
+    rows = [
+        [*setting, *(mean_and_sd(group[tag]) for tag in tags), str(len(group))]
+        for setting, group in finished.groupby(settings, sort=False)
+    ]
+    table = _aligned([[*names.values(), *(f"{tag} (mean ± sd)" for tag in tags), "n"], *rows])
+    ended = f"{title}: {len(finished)} of {count(len(runs), 'run')} finished."
+    why = "No run was validated (data.val_size=0), so nothing is ranked. On the test images:"
+    return "\n".join([ended, why, "", *table])
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

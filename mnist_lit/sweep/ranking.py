@@ -111,7 +111,7 @@ def summarise(runs: pd.DataFrame, *, metric: str = "val/acc") -> Summary:
     all_runs, runs = runs, _without_repetitions(runs)
     ended = runs[runs["overrides"].notna()]
     score = _scores(ended, metric)
-    values = _swept_values(ended)
+    values = swept_values(ended)
     number_of: dict[tuple[Value, ...], int] = {}
     numbers = [number_of.setdefault(tuple(row), len(number_of)) for row in values.to_numpy(dtype=object).tolist()]
     settings = _aggregate(ended.assign(setting=numbers, score=score))
@@ -157,7 +157,7 @@ def _scores(ended: pd.DataFrame, metric: str) -> "pd.Series[float]":
     return pd.Series(math.nan, ended.index)
 
 
-def _swept_values(ended: pd.DataFrame) -> pd.DataFrame:
+def swept_values(ended: pd.DataFrame) -> pd.DataFrame:
     """Return the overrides that differ between the runs, one column a key, numbers where all are numbers."""
     overrides = [setting_of(run) for run in ended["overrides"]]
     columns: dict[str, list[Value]] = {}
@@ -165,7 +165,7 @@ def _swept_values(ended: pd.DataFrame) -> pd.DataFrame:
         values = [_parse(run.get(key, ABSENT)) for run in overrides]
         if len(set(values)) > 1:
             is_numeric = all(isinstance(value, float) for value in values)
-            columns[key] = values if is_numeric else [str(value) for value in values]
+            columns[key] = values if is_numeric else [shown(value) for value in values]
     return pd.DataFrame(columns, index=ended.index)
 
 

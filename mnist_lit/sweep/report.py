@@ -10,19 +10,25 @@ from mnist_lit.result import write_atomically
 from mnist_lit.sweep import contents, pages
 from mnist_lit.sweep.charts import CAPTIONS, draw_charts
 from mnist_lit.sweep.ranking import Summary, summarise
-from mnist_lit.sweep.runs import is_test, read_runs
+from mnist_lit.sweep.runs import is_test, metric_tags, read_runs
+
+METRIC = "val/acc"
 
 
-def write_report(folders: Sequence[Path], folder: Path, *, metric: str = "val/acc") -> str:
+def write_report(folders: Sequence[Path], folder: Path, *, metric: str = METRIC) -> str:
     """Report on the runs in `folders` and write it into `folder`; return a short text for the terminal.
 
     Writes results.csv (one row a run, in the order of the ranking), report.md, figures/*.png, and report.html,
-    which holds its charts and refers to nothing outside itself.
+    which holds its charts and refers to nothing outside itself. Writes nothing where no run was validated: then the
+    text is all there is to tell.
 
     Raises UserError as `read_runs` and `summarise` do.
     """
-    summary = summarise(read_runs(folders), metric=metric)
+    runs = read_runs(folders)
     title = f"Report on {folder.resolve().name}"
+    if metric == METRIC and metric not in runs and any(is_test(tag) for tag in metric_tags(runs)):
+        return pages.text_without_ranking(title, runs)
+    summary = summarise(runs, metric=metric)
     charts = draw_charts(summary)
     blocks = contents.blocks(summary, charts)
     (folder / "figures").mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from mnist_lit.sweep.notation import count
 
 NEVER_ENDED, UNREADABLE = "never ended", "unreadable"
 # Overrides that make no setting: what tells repetitions apart, where files go, how the sweep itself works.
-NOT_SETTINGS = re.compile(r"seed|run_dir|sweep\..*")
+NOT_SETTINGS = re.compile(r"seed|run_dir|sweep(\..*)?")
 
 
 def read_runs(folders: Iterable[Path]) -> pd.DataFrame:

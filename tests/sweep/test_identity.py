@@ -19,6 +19,14 @@ def test_keys_that_would_look_alike_stay_whole() -> None:
     assert sweep_name(keys, None) == "optimizer.lr,scheduler.lr,seed"
 
 
+def test_an_experiment_names_a_sweep_unless_it_is_swept() -> None:
+    assert sweep_name(["optimizer.lr"], "tuned") == "tuned,lr"
+    # The command knows of no experiment, each job of another.
+    assert {sweep_name(["experiment", "seed"], experiment) for experiment in (None, "tuned", "blog")} == {
+        "experiment,seed"
+    }
+
+
 def test_added_keys_and_slashes_make_folder_names() -> None:
     overrides = ["+trainer.max_steps=5", "callbacks.checkpoint.monitor=val/loss"]
     assert job_name(["trainer.max_steps", "callbacks.checkpoint.monitor"], overrides) == "max_steps=5,monitor=val_loss"

@@ -15,6 +15,29 @@ from mnist_lit.sweep import ledger
 from mnist_lit.sweep.report import write_report
 
 
+def test_runs_without_validation_are_told_but_not_ranked(add: Add, sweep_dir: Path) -> None:
+    for seed, acc in enumerate((0.98, 0.99)):
+        add("experiment=tuned", "optimizer.lr=0.5", seed=seed, metrics={"test/acc": acc})
+        add("experiment=blog", "optimizer.lr=0.5", seed=seed, metrics={"test/acc": acc - 0.1})
+    add("experiment=tuned", "optimizer.lr=0.5", seed=2, status="diverged", error="NaN")
+    text = write_report([sweep_dir], sweep_dir)
+    assert text.splitlines() == [
+        "Report on demo: 4 of 5 runs finished.",
+        "No run was validated (data.val_size=0), so nothing is ranked. On the test images:",
+        "",
+        "experiment  test/acc (mean ± sd)  n",
+        "blog        0.8850 ± 0.0071       2",
+        "tuned       0.9850 ± 0.0071       2",
+    ]
+    assert not (sweep_dir / "report.md").exists()
+
+
+def test_seeds_without_validation_are_one_setting(add: Add, sweep_dir: Path) -> None:
+    for seed, acc in enumerate((0.98, 0.99)):
+        add("experiment=tuned", seed=seed, metrics={"test/acc": acc})
+    assert write_report([sweep_dir], sweep_dir).splitlines()[-1] == "0.9850 ± 0.0071       2"
+
+
 def test_csv_has_one_row_a_run_in_the_order_of_the_ranking(grid: Path) -> None:
     (grid / "unfinished").mkdir()
     write_report([grid], grid)

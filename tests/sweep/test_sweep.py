@@ -1,6 +1,7 @@
 import gc
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Main
 from lightning import Trainer
 from made_processes import exit_code, in_child
 from made_sweeps import QUICK, Sweep, assert_same_sweep, results
@@ -81,6 +83,10 @@ def test_runs_with_other_unswept_settings_are_not_mixed(sweep: Sweep, capsys: py
     assert "have data.batch_size=100, not 50; choose another sweep.name" in captured.err
     assert sweep("optimizer.lr=0.1", "seed=0,1", "data.batch_size=50", "sweep.dry_run=true") == 2
     assert capsys.readouterr() == ("", captured.err)
+    for path in Path("outputs/sweeps/seed").glob("*/"):
+        shutil.rmtree(path)
+    assert sweep("optimizer.lr=0.1", "seed=0,1", "data.batch_size=50") == 2
+    assert capsys.readouterr().err == captured.err[:-1] + ", or remove the folder, in which none has begun\n"
 
 
 def test_settings_below_a_swept_group_are_not_mixed_either(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,7 +161,26 @@ def test_on_error_stop_leaves_the_rest_undone(sweep: Sweep) -> None:
 
 def test_a_sweep_that_nothing_can_rank_ends_well(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep("data.val_size=0", "callbacks.checkpoint.monitor=null", "seed=0,1") == 0
+    assert "No run was validated (data.val_size=0), so nothing is ranked." in capsys.readouterr().out
+    assert sweep("data.val_size=0", "callbacks.checkpoint.monitor=null", "seed=0,1", "test=false", "sweep.name=s") == 0
     assert "no report: metric val/acc: no finished run has it" in capsys.readouterr().out
+
+
+def test_experiments_can_be_swept(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep("experiment=tuned,blog", "trainer.max_epochs=1") == 0
+    assert list(results("outputs/sweeps/experiment")) == ["experiment=blog", "experiment=tuned"]
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 6  # a line a job, and their scores
+
+
+def test_a_job_is_not_resumed_apart_from_its_sweep(sweep: Sweep, main: Main) -> None:
+    assert sweep("optimizer.lr=0.1,0.2") == 0
+    before = results("outputs/sweeps/lr")
+    outcome = main("resume=outputs/sweeps/lr/lr=0.1", "trainer.max_epochs=3")
+    assert outcome.code == 2
+    assert outcome.err == (
+        "error: resume=outputs/sweeps/lr/lr=0.1: a job of a sweep, whose own command goes on with it\n"
+    )
+    assert results("outputs/sweeps/lr") == before
 
 
 def test_a_diverged_job_is_a_finding_not_a_failure(sweep: Sweep) -> None:
