@@ -54,7 +54,8 @@ def draw_curves(history: dict[str, list[tuple[int, float]]]) -> Figure:
         for tag in tags:
             if tag in history:
                 steps, values = zip(*history[tag], strict=True)
-                axes.plot(steps, values, label=tag, marker="o" if tag.startswith("val") else None, markersize=4)
+                is_sparse = tag.startswith("val") or len(steps) == 1
+                axes.plot(steps, values, label=tag, marker="o" if is_sparse else None, markersize=4)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     figure.axes[-1].set_xlabel("step")

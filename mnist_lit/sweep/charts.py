@@ -26,6 +26,7 @@ CAPTIONS = {
     "accuracy_time": "What the training time buys: a dot a run.",
 }
 MAX_EFFECTS = 6  # keys in the chart of effects
+MAX_MARKED_RANGE = 20  # of a logarithmic axis whose 2s and 5s are labelled too
 MAX_VALUES = 20  # of one key: along a side of the heatmap, in charts and tables of effects
 
 # Okabe and Ito (2008), distinct for the colour-blind too, but for the yellow, which white paper swallows.
@@ -100,7 +101,7 @@ def _frame_losses(axes: Axes, heights: NDArray[np.float64]) -> None:
     low, high = float(heights.min()), float(heights.max())
     if 0 < low < high:
         axes.set_yscale("log")
-        _label_plainly(axes.yaxis)
+        _label_plainly(axes.yaxis, low, high)
         margin = (high / low) ** 0.05
         axes.set_ylim(low / margin, high * margin)
     elif low < high:
@@ -123,7 +124,7 @@ def draw_effects(summary: Summary) -> Figure | None:
             position = {value: float(value) for value in places}
             if min(places) > 0 and max(places) / min(places) >= 8:
                 axes.set_xscale("log")
-                _label_plainly(axes.xaxis)
+                _label_plainly(axes.xaxis, min(places), max(places))
         else:
             position = {value: float(index) for index, value in enumerate(places)}
         if len(places) <= 6 or key not in summary.numeric_keys:
@@ -188,9 +189,10 @@ def draw_times(summary: Summary) -> Figure | None:
     axes = figure.subplots()
     colours = [_colour(setting) for setting in runs["setting"]]
     axes.scatter(runs["fit_seconds"], runs["score"], c=colours, s=28, alpha=0.85, linewidths=0)
-    if 0 < 20 * runs["fit_seconds"].min() <= runs["fit_seconds"].max():
+    low, high = runs["fit_seconds"].min(), runs["fit_seconds"].max()
+    if 0 < 20 * low <= high:
         axes.set_xscale("log")
-        _label_plainly(axes.xaxis)
+        _label_plainly(axes.xaxis, low, high)
     axes.set_xlabel("fit seconds")
     axes.set_ylabel(summary.metric)
     axes.grid(alpha=0.3)
@@ -198,9 +200,10 @@ def draw_times(summary: Summary) -> Figure | None:
     return figure
 
 
-def _label_plainly(axis: Axis) -> None:
-    """Label a logarithmic axis 0.02 in place of 2 x 10^-2, which is also slow to set."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+def _label_plainly(axis: Axis, low: float, high: float) -> None:
+    """Label a logarithmic axis over low..high 0.02 in place of 2 x 10^-2, which is also slow to set."""
+    # Labels of 2s and 5s would collide over many decades, and matplotlib leaves all out over still more.
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high / low < MAX_MARKED_RANGE else LogLocator(numticks=5))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -213,10 +216,11 @@ def _add_legend(figure: Figure, summary: Summary) -> None:
     """Name the coloured settings below the axes."""
     if not summary.keys:
         return
-    shown = range(min(len(summary.settings), len(COLOURS)))
-    names = {f"{setting + 1}. {summary.label(setting)}": _colour(setting) for setting in shown}
-    if (others := len(summary.settings) - len(shown)) > 0:
+    first = summary.settings.head(len(COLOURS))
+    ranks = ["" if math.isnan(rank) else f"{rank:.0f}. " for rank in first["rank"]]
+    names = {cut(f"{rank}{summary.label(setting)}", 100): _colour(setting) for setting, rank in enumerate(ranks)}
+    if (others := len(summary.settings) - len(first)) > 0:
         names[f"{others} more"] = GREY
     lines = [Line2D([], [], color=colour, linewidth=3) for colour in names.values()]
-    num_columns = 2 if len(names) > 3 else 1
+    num_columns = 2 if len(names) > 3 and max(map(len, names)) < 48 else 1  # of 100 characters in all
     figure.legend(lines, list(names), loc="outside lower center", ncols=num_columns, frameon=False, fontsize=8)

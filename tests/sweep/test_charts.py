@@ -1,9 +1,12 @@
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pytest
 from made_runs import Add, summary_of
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from mnist_lit.sweep.charts import COLOURS, GREY, draw_curves, draw_heatmap
+from mnist_lit.sweep.charts import COLOURS, GREY, draw_curves, draw_effects, draw_heatmap
 
 
 def test_heatmap_shows_the_means_and_what_diverged(grid: Path) -> None:
@@ -28,6 +31,29 @@ def test_curves_are_over_images_where_the_batch_size_is_swept(grid: Path, add: A
     assert train.get_ylim()[1] < 1  # the diverged run's 1e30 is outside
     assert val.get_xlim() == train.get_xlim()  # validated once or twice, it would be over a range of its own
     assert [train.yaxis.get_major_formatter()(loss) for loss in (0.1, 0.02)] == ["0.1", "0.02"]
+
+
+@pytest.mark.parametrize("high", [0.034, 0.2, 1.0, 5.0, 1e3, 1e6, 1e12])
+@pytest.mark.parametrize("low", [0.031, 1e-5])
+def test_logarithmic_axes_have_labels_that_do_not_collide(low: float, high: float, add: Add, sweep_dir: Path) -> None:
+    for index, value in enumerate(np.geomspace(low, high, 9)):
+        losses = [(10 * step, loss) for step, loss in enumerate(np.geomspace(high, low, 9), start=1)]
+        history = {"train/loss": losses, "val/loss": losses}
+        add(f"optimizer.lr={value}", f"data.batch_size={index + 1}", acc=0.9 + index / 100, history=history)
+    summary = summary_of(sweep_dir)
+    curves, effects = draw_curves(summary), draw_effects(summary)
+    assert curves is not None
+    assert effects is not None
+    for figure in (curves, effects):
+        FigureCanvasAgg(figure).draw()
+    for axis, side in ((curves.axes[0].yaxis, 1), (effects.axes[0].xaxis, 0)):
+        near, far = axis.get_view_interval()
+        places = [place for place in axis.get_majorticklocs() if near <= place <= far]
+        labels = [label for label in axis.get_ticklabels() if near <= label.get_position()[side] <= far]
+        assert len(places) >= 2
+        assert all(float(label.get_text().replace("\N{MINUS SIGN}", "-")) > 0 for label in labels)
+        boxes = [label.get_window_extent() for label in labels]
+        assert not any(one.overlaps(other) for one, other in pairwise(boxes))
 
 
 def test_legend_is_limited_to_the_first_ranks(add: Add, sweep_dir: Path) -> None:
