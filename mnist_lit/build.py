@@ -186,7 +186,7 @@ def _is_within(path: str, packages: Sequence[str]) -> bool:
 
 
 def _check_shapes(module: Classifier, num_classes: int) -> None:
-    """Send one black image through the network."""
+    """Send one black image through the network and the loss."""
     module.eval()
     try:
         with torch.no_grad():
@@ -200,6 +200,10 @@ def _check_shapes(module: Classifier, num_classes: int) -> None:
             f"model: gives {list(logits.shape[1:])} numbers for the {num_classes} classes of data.class_names; "
             f"set model.num_classes={num_classes}"
         )
+    try:
+        module.loss(logits, torch.zeros(1, dtype=torch.int64))
+    except Exception as error:  # whatever a loss says to options that its constructor takes
+        raise UserError(f"loss: {in_one_line(error)}") from error
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:

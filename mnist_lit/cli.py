@@ -8,7 +8,9 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -64,9 +66,28 @@ def run(task: Callable[[DictConfig], Any], config_name: str, *, paths: Sequence[
     Exits with code 2 and one line on stderr for errors of the user's, with code 1 and one line for others,
     whose traceback goes to the log. With HYDRA_FULL_ERROR=1 everything is raised as it is.
     """
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _leave_at_once)
+    try:
+        _run(task, config_name, paths)
+    finally:
+        if signal.getsignal(signal.SIGINT) is _leave_at_once:
+            signal.signal(signal.SIGINT, before)
+
+
+def _leave_at_once(number: int, frame: object) -> None:
+    """Answer a Ctrl-C before anything has begun: libraries that are being imported lose it, or fail in odd ways."""
+    os.write(2, b"interrupted\n")
+    os._exit(128 + number)
+
+
+def _run(task: Callable[[DictConfig], Any], config_name: str, paths: Sequence[str]) -> None:
     atexit.register(gc.freeze)  # else Python looks through all objects once more as it exits, 1.7 s after a sweep
     register_resolvers()
-    sys.argv[1:] = [_quoted(argument, paths) for argument in sys.argv[1:]]
+    arguments = [_quoted(argument, paths) for argument in sys.argv[1:]]
+    # Hydra's parser takes no further KEY=VALUE after options that stand among them.
+    sys.argv[1:] = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     if full_error == "1":
         hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(task)()
@@ -86,6 +107,8 @@ def run(task: Callable[[DictConfig], Any], config_name: str, *, paths: Sequence[
     try:
         hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(task_in_own_environment)()
     except KeyboardInterrupt:
+        if not {"-m", "--multirun"} & set(sys.argv):
+            print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         is_hydras = type(error) is ValueError  # for a part set to null
@@ -162,6 +185,7 @@ def fast_imports() -> Iterator[None]:
     those metrics then say so for as long as the process lives.
     """
     if "lightning" in sys.modules:  # done before, as in every job of a sweep but the first
+        _hear_interrupts()
         yield
         return
     has_requirement, has_package = imports.RequirementCache.__bool__, imports.package_available
@@ -179,6 +203,13 @@ def fast_imports() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+        _hear_interrupts()
+
+
+def _hear_interrupts() -> None:
+    """From now on, a Ctrl-C is for what runs to end in order."""
+    if signal.getsignal(signal.SIGINT) is _leave_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @cache
@@ -229,11 +260,16 @@ def run_dir(resume: str | None, parent: str) -> str:
     """
     if resume is None:
         return new_folder(parent)
-    if not (Path(resume) / CONFIG).is_file():
-        above = [path for path in Path(resume).parents[:2] if (path / CONFIG).is_file()]  # of RUN/checkpoints/last.ckpt
+    if not _holds_run(Path(resume)):
+        above = [path for path in Path(resume).parents[:2] if _holds_run(path)]  # of RUN/checkpoints/last.ckpt
         known = above[0] if above else "outputs/train/DATE/TIME"
         raise UserError(f"resume={resume}: holds no run; name the folder of one, such as {known}")
     return resume
+
+
+def _holds_run(folder: Path) -> bool:
+    path = folder / CONFIG
+    return path.is_file() and path.read_text(encoding="utf-8", errors="replace").startswith(CONFIG_HEADER[:16])
 
 
 def in_multirun(value: Any, otherwise: Any) -> Any:
@@ -273,8 +309,8 @@ def describe(error: BaseException) -> str:
         known = [str(key) for key in cause.parent_node if not str(key).startswith("_") and key != "hydra"]
         return f"{cause.full_key} is not a key: there are {', '.join(known)}{_similar_key(cause)}"
     if isinstance(error, OverrideParseException):
-        told = " ".join(str(error).split(" See http")[0].split("\nSee http")[0].split())
-        return f"{told}: write KEY=VALUE without spaces, in quotes where it has brackets: 'model.hidden_sizes=[256,64]'"
+        how = "write KEY=VALUE without spaces, in quotes where it has brackets: 'model.hidden_sizes=[256,64]'"
+        return f"{error.override}: cannot be read; {how}"
     if isinstance(error, MissingConfigException) and "/" in str(error.missing_cfg_file):
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         if group in ("hydra/sweeper", "hydra/launcher") and (extra := option.split("_")[0]) in EXTRAS:

@@ -229,7 +229,7 @@ def build_scorer(run_trainer: Mapping[str, Any], *, accelerator: str, folder: Pa
             enable_model_summary=False,
             default_root_dir=folder,
         )
-    except (MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, ModuleNotFoundError, ValueError) as error:
         raise UserError(f"accelerator={accelerator}: {' '.join(str(error).split())}") from error
 
 
@@ -289,6 +289,6 @@ def check_held_out(datamodule: MNISTDataModule, own: Mapping[str, Any]) -> None:
         here = datamodule.source.checksums if key == "checksums" else getattr(datamodule, key)
         if datamodule.source.name == own.get("name") and here != own.get(key):
             raise UserError(
-                f"split=val: another data.{key} than in training holds out other images, which the network may have "
-                "been trained on; leave it out, or set split=test"
+                f"split=val: another {key} than in training holds out other images, which the network may have been "
+                "trained on; leave out data=... and data.KEY=..., or set split=test"
             )

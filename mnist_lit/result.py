@@ -96,7 +96,6 @@ def versions() -> dict[str, str]:
     return own | {package: version(package) for package in packages}
 
 
-@cache  # what changes later is not what this process has imported
 def git_commit() -> str | None:
     """Return the commit of the checkout this package runs from (`-dirty` if changed), or None outside one."""
     checkout = Path(__file__).parents[1]

@@ -60,7 +60,8 @@ def train(cfg: DictConfig) -> float | None:
     is_resumed = cfg.resume is not None
     if is_resumed and (run_dir.parent / ledger.LEDGER).is_file():
         raise UserError(f"resume={cfg.resume}: a job of a sweep, whose own command goes on with it")
-    is_first = "LOCAL_RANK" not in os.environ  # Lightning starts a distributed run's other processes in the same folder
+    # Lightning starts a distributed run's other processes in the same folder.
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
     with ledger.held(run_dir) if is_first else nullcontext():
         if is_resumed:
             cfg = _as_it_was(cfg)
@@ -72,7 +73,7 @@ def train(cfg: DictConfig) -> float | None:
             run.datamodule.prepare_data()
         result = _execute(run, cfg, _checkpoint_of(run) if is_resumed else None)
     if run.trainer.is_global_zero:
-        _show(result, run_dir, is_overfit=bool(cfg.trainer.get("overfit_batches")))
+        _show(result, run, cfg)
     if result.status == "diverged":
         raise SystemExit(1)
     return result.metrics.get("val/acc", math.nan)
@@ -235,11 +236,15 @@ def _execute(run: "Run", cfg: DictConfig, resume_from: Path | None) -> Result:
         raise SystemExit(code) from None
 
 
-def _show(result: Result, run_dir: Path, *, is_overfit: bool) -> None:
+def _show(result: Result, run: "Run", cfg: DictConfig) -> None:
     """Print what a person wants to know when a run has ended."""
     rows = [(tag, f"{result.metrics[tag]:.4f}") for tag in sorted(result.metrics, reverse=True)]
     if "val/acc" in result.metrics:
         rows.append(("best epoch", f"{result.best_epoch}: all scores are of its checkpoint"))
+    stopping = run.trainer.early_stopping_callback
+    if stopping is not None and stopping.stopped_epoch:
+        why = f"no better {stopping.monitor} in {stopping.patience} validations (callbacks.early_stopping)"
+        rows.append(("stopped", f"after {stopping.stopped_epoch + 1} epochs: {why}"))
     if result.images_per_second:
         rows.append(
             (
@@ -248,15 +253,18 @@ def _show(result: Result, run_dir: Path, *, is_overfit: bool) -> None:
             )
         )
     losses = [loss for _, loss in result.history["train/loss"]]
-    if is_overfit and losses:
-        fell = (
-            "the network can learn" if losses[-1] < losses[0] / 100 else "too little: see network, loss, optimizer.lr"
-        )
-        rows.append(("overfit", f"train/loss from {losses[0]:.2g} to {losses[-1]:.2g}: {fell}"))
+    is_same_batch = cfg.trainer.get("overfit_batches") and not cfg.model.get("dropout") and not cfg.augmentation
+    if is_same_batch and result.status == "finished" and len(losses) > 1:
+        is_learnt = losses[-1] <= losses[0] / 100
+        verdict = "the network can learn" if is_learnt else "too little: see network, loss, optimizer.lr"
+        rows.append(("overfit", f"train/loss from {losses[0]:.2g} to {losses[-1]:.2g}: {verdict}"))
     if result.error:
         rows.append((result.status, result.error))
-    rows.append(("run folder", os.path.relpath(run_dir)))
-    rows.append(("curves", "tensorboard --logdir outputs"))
+    folder = os.path.relpath(run.run_dir)
+    rows.append(("run folder", folder))
+    if any(run.run_dir.glob("events.out.tfevents.*")):
+        logdir = "outputs" if folder.split(os.sep)[0] == "outputs" else folder  # beside the other runs, if it is
+        rows.append(("curves", f"tensorboard --logdir {logdir}"))
     print("\n".join(f"{name:12}{value}" for name, value in rows))
 
 

@@ -86,7 +86,7 @@ def test_leaf_is_built_and_builds_nothing(module: str) -> None:
         ("sweep.notation", set()),
         ("sweep.comparison", set()),
         ("sweep.runs", {"mnist_lit.errors", "mnist_lit.result", "mnist_lit.sweep.notation"}),
-        ("predictor", set()),
+        ("predictor", {"mnist_lit.errors"}),
         ("formats", {"mnist_lit.errors", "mnist_lit.predictor"}),
         ("server", {"mnist_lit.errors", "mnist_lit.predictor", "mnist_lit.data.photo"}),
     ],

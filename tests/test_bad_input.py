@@ -94,7 +94,7 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
         ["trainer.gradient_clip_val=1: ", "trainer.precision=bf16-mixed", "set optimizer.fused=false"],
     ),
     # What is no KEY=VALUE.
-    ("optimizer.lr", ["optimizer.lr", "missing EQUAL", ": write KEY=VALUE without spaces"]),
+    ("optimizer.lr", ["optimizer.lr: cannot be read; write KEY=VALUE without spaces"]),
     ("model.hidden_sizes=[512, 256]", ["write KEY=VALUE without spaces, in quotes where it has brackets"]),
     ("--config-name=trian", ["trian"]),
     ("run_dir=null", ["run_dir=None: follows hydra.run.dir; give hydra.run.dir=FOLDER instead"]),

@@ -289,13 +289,13 @@ def test_a_line_on_the_screen_for_all_that_counts(
     train_run: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run = train_run()
+    run = train_run("logger=tensorboard", "trainer.max_epochs=3")
     metrics = run.result["metrics"]
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert {tag: lines[tag] for tag in metrics} == {tag: f"{value:.4f}" for tag, value in metrics.items()}
     assert lines["best"] == "epoch  3: all scores are of its checkpoint"
     assert lines["run"] == "folder  run"
-    assert lines["curves"] == "tensorboard --logdir outputs"
+    assert lines["curves"] == "tensorboard --logdir run"
     assert f"{run.result['images_per_second']:,.0f} images/s" in lines["fit"]
 
 

@@ -15,7 +15,8 @@ log = logging.getLogger(__name__)
 
 
 class Progress(TQDMProgressBar):
-    """A bar with loss, validation accuracy and images per second; one log line per finished epoch.
+    """A bar with loss, validation accuracy and images per second; one log line per epoch in which
+    anything was measured.
 
     The bar is redrawn every `refresh_seconds`, since a redraw takes as long as a training step. It shows in a
     terminal only, so that log files stay readable, or wherever `always` is true.

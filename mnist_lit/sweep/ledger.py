@@ -33,12 +33,12 @@ def ends(folder: Path, jobs: Sequence[Job]) -> dict[str, int]:
 
 
 def read_result(run_dir: Path) -> dict[str, Any] | None:
-    """Return `result.json` of a run folder as plain data, or None where it is not there yet."""
+    """Return `result.json` of a run folder as plain data, or None where it is not there yet, or damaged."""
     try:
         result: dict[str, Any] = json.loads((run_dir / FILE_NAME).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # after a power cut, files may be empty
         return None
-    return result
+    return result if isinstance(result, dict) else None
 
 
 def is_done(result: Mapping[str, Any] | None, config_hash: str) -> bool:
@@ -122,6 +122,10 @@ def _read(folder: Path) -> dict[str, Any] | None:
         ledger: dict[str, Any] = json.loads((folder / LEDGER).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise UserError(
+            f"{folder / LEDGER}: damaged; remove it, and the sweep's command finds its runs: {error}"
+        ) from error
     return ledger
 
 

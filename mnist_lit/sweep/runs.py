@@ -37,7 +37,9 @@ def read_runs(folders: Iterable[Path]) -> pd.DataFrame:
     if all(record["status"] == NEVER_ENDED for record in records):
         seen = "no run's folder; name a sweep's folder, outputs/sweeps/NAME"
         if records:
-            seen = f"{count(len(records), 'folder')} without {FILE_NAME}; wait until one is done"
+            seen = (
+                f"{count(len(records), 'folder')} without {FILE_NAME}; wait until one is done, or name a folder below"
+            )
         raise UserError(f"no run has ended in {', '.join(map(str, folders))}: found {seen}")
     parent = os.path.commonpath([path.parent for path in paths])
     for path, record in zip(paths, records, strict=True):
@@ -67,15 +69,16 @@ def setting_of(overrides: Mapping[str, str]) -> dict[str, str]:
 
 
 def _run_folders(folder: Path) -> list[Path]:
-    if not folder.is_dir() or (folder / FILE_NAME).exists() or (folder / "config.yaml").exists():
+    if not folder.is_dir() or _is_run(folder):
         return [folder]
     below = [path for path in sorted(folder.iterdir()) if path.name != "figures" and not path.name.startswith(".")]
-    return [
-        run
-        for path in below
-        if path.is_dir()
-        for run in (_run_folders(path) if any(path.glob("*/config.yaml")) else [path])  # a day's runs, or a run
-    ]
+    folders = [path for path in below if path.is_dir()]
+    # A day's folder stands for its runs; any other is a run's, which has left nothing yet.
+    return [run for path in folders for run in (_run_folders(path) if any(map(_is_run, path.iterdir())) else [path])]
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / FILE_NAME).exists() or (folder / "config.yaml").exists()
 
 
 def _read(folder: Path) -> dict[str, Any]:

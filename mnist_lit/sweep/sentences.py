@@ -8,7 +8,7 @@ from mnist_lit.sweep.notation import count, duration, shown
 from mnist_lit.sweep.ranking import Summary
 from mnist_lit.sweep.runs import NEVER_ENDED, UNREADABLE
 
-# Overrides that change which images a run is validated on.
+# Overrides that may change which images a run is validated on.
 CHANGES_VAL_IMAGES = {
     "data",
     "data.name",
@@ -16,6 +16,7 @@ CHANGES_VAL_IMAGES = {
     "data.val_size",
     "data.split_seed",
     "trainer.limit_val_batches",
+    "trainer.overfit_batches",
     "debug",
 }
 
@@ -33,9 +34,11 @@ def warnings(summary: Summary) -> Iterator[str]:
             yield "Every setting has a diverged run, the best one too: do not rely on it."
     if elsewhere := [key for key in summary.keys if key in CHANGES_VAL_IMAGES]:
         yield (
-            f"The runs differ in {', '.join(elsewhere)}, so they were not scored on the same validation images: the "
-            "ranking may be one of the images."
+            f"The runs differ in {', '.join(elsewhere)}, so they may have been scored on different validation images, "
+            "and the ranking be one of the images."
         )
+    if "loss" in summary.keys and summary.metric.endswith("loss"):
+        yield f"The runs minimise different losses, and {summary.metric} is each one's own: rank by val/acc."
     yield from _edge_warnings(summary)
     if _is_unbalanced(summary):
         yield (
