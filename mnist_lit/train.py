@@ -263,7 +263,7 @@ def _show(result: Result, run: "Run", cfg: DictConfig) -> None:
     folder = os.path.relpath(run.run_dir)
     rows.append(("run folder", folder))
     if any(run.run_dir.glob("events.out.tfevents.*")):
-        logdir = "outputs" if folder.split(os.sep)[0] == "outputs" else folder  # beside the other runs, if it is
+        logdir = "outputs" if Path(folder).parts[:1] == ("outputs",) else folder  # beside the other runs, if it is
         rows.append(("curves", f"tensorboard --logdir {logdir}"))
     print("\n".join(f"{name:12}{value}" for name, value in rows))
 

@@ -58,3 +58,19 @@ except UserError as error:
 def test_import_is_quick_and_offers_both(name: str, tmp_path: Path) -> None:
     done = python(f"import sys; from mnist_lit import {name}; print('torch' in sys.modules)", tmp_path)
     assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize("entry_point", ["evaluate", "predict", "export", "demo"])
+def test_a_checkpoint_that_is_not_there_is_told_before_torch_is_imported(entry_point: str, tmp_path: Path) -> None:
+    script = f"""
+import sys
+from mnist_lit import {entry_point} as entry_point
+sys.argv = ["mnist-lit", "ckpt=nowhere"]
+try:
+    entry_point.main()
+except SystemExit as end:
+    print(end.code, "torch" in sys.modules)
+"""
+    done = python(script, tmp_path)
+    assert done.stdout == "2 False\n"
+    assert done.stderr.startswith("error: ckpt=nowhere: no such file or folder; name a .ckpt file or a run's folder")

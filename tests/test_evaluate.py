@@ -226,6 +226,14 @@ def test_validation_images_that_may_have_been_trained_on_are_refused(
     assert_refused(outcome, tmp_path, "split=val: another ", "set split=test")
 
 
+def test_validation_images_of_another_data_set_are_new_to_the_network(
+    trained: Trained, main: Main, tmp_path: Path
+) -> None:
+    outcome = main(f"ckpt={trained.folder}", "split=val", "+data.name=Other", "+data.val_size=300", module="evaluate")
+    assert outcome.code == 0
+    assert sum(one["num_images"] for one in evaluation(outcome, tmp_path)["classes"]) == 300
+
+
 def test_diverged_network_is_refused(plant: Plant, main: Main, tmp_path: Path) -> None:
     content = torch.load(plant(), weights_only=True)
     next(iter(content["state_dict"].values())).fill_(float("nan"))

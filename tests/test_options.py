@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
-from mnist_lit.build import build
+from mnist_lit.build import build, check
 from mnist_lit.data.sources import SAMPLE
 from mnist_lit.loss import OneHotMSE
 from mnist_lit.model import MLP
@@ -98,6 +98,20 @@ def test_schedule_by_yaml(train_run: Train, schedule: Any, peak: int, start: flo
         optimizer.step()
         scheduler.step()
     assert dict(run.history["lr"]) == pytest.approx(dict(enumerate(expected, start=1)))
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("callbacks=[]", "callbacks"),
+        ("logger=[]", "logger"),
+        ("~logger", "logger"),
+        ("~scheduler", "scheduler"),
+        ("~augmentation", "augmentation"),
+    ],
+)
+def test_parts_can_be_taken_out(override: str, part: str, make_config: Compose) -> None:
+    assert check(make_config(override))[part] == {}
 
 
 def test_early_stopping_stops_early(train_run: Train, capsys: pytest.CaptureFixture[str]) -> None:

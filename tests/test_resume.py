@@ -127,6 +127,19 @@ def test_a_run_whose_folder_was_moved_knows_its_best_again(whole: Path, tmp_path
     assert list(state["best_k_models"]) == [state["best_model_path"]]
 
 
+def test_a_run_that_had_stopped_early_stays_stopped(main: Main, tmp_path: Path) -> None:
+    stopping = ("callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optimizer.lr=1e-12")
+    command = ("data=sample", *stopping, "trainer.max_epochs=9", "callbacks.pictures=null", "hydra.run.dir=run")
+    assert main(*command).code == 0
+    before = read_result(tmp_path / "run")
+    assert len(before["history"]["val/acc"]) == 2
+    (tmp_path / "run" / "result.json").unlink()  # as after a kill while it was tested
+    assert main("resume=run").code == 0
+    after = read_result(tmp_path / "run")
+    for key in ("metrics", "history", "best_epoch", "status"):
+        assert after[key] == before[key]
+
+
 def test_a_finished_run_goes_on_for_more_epochs(main: Main, tmp_path: Path) -> None:
     settings = [setting for setting in SETTINGS if "scheduler" not in setting]
     assert main(*settings, "trainer.max_epochs=3", "hydra.run.dir=whole").code == 0
@@ -156,8 +169,8 @@ def test_a_finished_run_whose_length_is_fixed_is_not_told_to_go_on(main: Main, w
     [
         (["resume=nowhere"], "resume=nowhere: holds no run; name the folder of one, such as outputs/train/DATE/TIME"),
         (
-            ["resume=run/checkpoints"],
-            "resume=run/checkpoints: holds no run; name the folder of one, such as run\n",
+            ["resume=run/checkpoints/last.ckpt"],
+            "resume=run/checkpoints/last.ckpt: holds no run; name the folder of one, such as run\n",
         ),
         (["resume=run", "optimizer.lr=1"], "optimizer.lr=1: a resumed run keeps its settings, but for trainer.max_ep"),
         (["resume=run", "optimizer=adam"], "optimizer=adam: a resumed run keeps its settings"),

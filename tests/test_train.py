@@ -2,6 +2,9 @@
 
 import logging
 import math
+import os
+import signal
+import sys
 from dataclasses import fields
 from pathlib import Path
 from time import perf_counter
@@ -17,6 +20,7 @@ from plain_torch import scores
 from torch import Tensor
 from torch.nn import functional
 
+from mnist_lit import cli
 from mnist_lit.data.sources import SAMPLE
 from mnist_lit.errors import UserError
 from mnist_lit.loss import OneHotMSE
@@ -283,6 +287,39 @@ def test_worker_processes_change_nothing(train_run: Train, trained: Trained) -> 
     run = train_run("data.num_workers=2", "trainer.max_epochs=1", "test=false")
     assert run.history["train/loss"] == trained.history["train/loss"][:1]
     assert run.history["val/loss"] == trained.history["val/loss"][:1]
+
+
+def test_the_first_of_several_processes_takes_no_other_runs_folder(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")  # as torchrun does
+    with pytest.raises(UserError, match="belongs to another run"):
+        train(trained.config)
+
+
+def test_a_ctrl_c_ends_at_once_until_libraries_are_imported(
+    ctrl_c: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    heard = []
+
+    def task(cfg: DictConfig) -> None:
+        heard.append(signal.getsignal(signal.SIGINT))
+        with cli.fast_imports():
+            pass
+        heard.append(signal.getsignal(signal.SIGINT))
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(sys, "argv", ["mnist-lit-export"])
+    cli.run(task, "export")
+    at_once, later = heard
+    assert later is signal.default_int_handler
+    assert callable(at_once)
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(SystemExit, match="130"):
+        at_once(signal.SIGINT, None)
+    assert capfd.readouterr().err == "interrupted\n"
 
 
 def test_a_line_on_the_screen_for_all_that_counts(

@@ -166,6 +166,21 @@ def test_a_sweep_that_nothing_can_rank_ends_well(sweep: Sweep, capsys: pytest.Ca
     assert "no report: metric val/acc: no finished run has it" in capsys.readouterr().out
 
 
+def test_a_damaged_result_is_run_again(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep("seed=0,1") == 0
+    before = results("outputs/sweeps/seed")
+    Path("outputs/sweeps/seed/seed=1/result.json").write_text("")
+    assert sweep("seed=0,1") == 0
+    after = results("outputs/sweeps/seed")
+    assert {name: run["metrics"] for name, run in after.items()} == {
+        name: run["metrics"] for name, run in before.items()
+    }
+    capsys.readouterr()
+    Path("outputs/sweeps/seed/sweep.json").write_text("")
+    assert sweep("seed=0,1") == 2
+    assert capsys.readouterr().err.startswith("error: outputs/sweeps/seed/sweep.json: damaged; remove it")
+
+
 def test_experiments_can_be_swept(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep("experiment=tuned,blog", "trainer.max_epochs=1") == 0
     assert list(results("outputs/sweeps/experiment")) == ["experiment=blog", "experiment=tuned"]
