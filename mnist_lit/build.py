@@ -336,4 +336,5 @@ def _try(key: str, build_it: Callable[[], Any]) -> Any:
         first_word = message.split(" ", 1)[0]
         # Our own leaves begin with the argument's name: "batch_size must be ...".
         separator = "." if first_word.isidentifier() and first_word.islower() else ": "
-        raise UserError(f"{key}{separator}{message}") from error
+        hint = "; add _partial_: true, the weights come later" if "argument: 'params'" in message else ""
+        raise UserError(f"{key}{separator}{message}{hint}") from error

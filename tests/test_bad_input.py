@@ -63,6 +63,7 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("seed=0,1 -m sweep.on_error=stpo", ["sweep.on_error=stpo: must be continue or stop"]),
     ("outputs/train/x", ["outputs/train/x: cannot be read; write KEY=VALUE without spaces"]),
     ("loss=cross_entropy loss.label_smoothing=2", ["loss: ", "label_smoothing"]),
+    ("optimizer._partial_=false", ["optimizer: ", "'params'; add _partial_: true, the weights come later"]),
     ("sweep=grid", ["sweep: this is a single run; add -m for a sweep"]),
     ("optimizer.lr=0.1,0.2", ["optimizer.lr=0.1,0.2: a single run takes one value; add -m for a sweep"]),
     ("seed=range(3)", ["seed=range(3): a single run takes one value; add -m for a sweep"]),

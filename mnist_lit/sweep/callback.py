@@ -131,6 +131,9 @@ class SweepCallback(Callback):
             ledger.check_is_same(folder, keys, settings)
             print(describe_jobs(folder, jobs))
             sys.exit(0)
+        if {*keys} - {"seed"} and check.is_blind:
+            advice = "data.val_size=5000 callbacks.checkpoint.monitor=val/acc holds some out"
+            print(f"note: no job has validation images, so nothing will rank them; {advice}", file=sys.stderr)
         check.data()
         ledger.register(folder, keys, settings, jobs)
 
@@ -227,13 +230,17 @@ def unswept_settings(config: DictConfig, overrides: list[Override]) -> dict[str,
 
 
 class Preflight:
-    """Checks the jobs of the sweep over `keys` in `folder`, building one of those that differ in the seed only."""
+    """Checks the jobs of the sweep over `keys` in `folder`, building one of those that differ in the seed only.
+
+    `is_blind` says whether all of them train on every image, and hold none out to validate on.
+    """
 
     def __init__(self, folder: Path, keys: list[str]) -> None:
         self.folder = folder
         self.keys = keys
         self.built: set[str] = set()
         self.sources: dict[Source, MNISTDataModule] = {}
+        self.is_blind = True
 
     def job(self, config: DictConfig, overrides: list[str]) -> ledger.Job:
         """Check the configuration of one job unless it is done already, and return its place in the ledger.
@@ -247,6 +254,7 @@ class Preflight:
         with _as_the_running_job(config, self.folder / name):
             cfg = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
             resolved = build.resolve(cfg)
+            self.is_blind &= resolved.get("data", {}).get("val_size") == 0
             job = ledger.Job(name=name, overrides=overrides, config_hash=config_hash(resolved))
             if ledger.is_done(ledger.read_result(self.folder / name), job.config_hash):
                 return job
