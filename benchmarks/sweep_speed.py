@@ -3,8 +3,8 @@
     python benchmarks/sweep_speed.py            # real MNIST, about ten minutes, one table
     python benchmarks/sweep_speed.py --quick    # the packaged sample, 12 jobs where it says 100
 
-A job is one epoch of the default network. Wall times of whole processes, imports included, unless said otherwise; ratios
-are medians of three, lowest to highest in brackets.
+A job is one epoch of the default network. Wall times of whole processes, imports included, unless said otherwise;
+ratios are medians of three, lowest to highest in brackets.
 """
 
 import argparse
@@ -55,7 +55,7 @@ class Bench:
                 for seed in ("0", "1"):
                     own = [f"optimizer.lr={lr}", f"data.batch_size={batch_size}", f"seed={seed}"]
                     processes += self.seconds(*TRAIN, *self.job, *own)
-        return processes / self.seconds(*TRAIN, "-m", *self.job, *EIGHT, f"sweep.name={name}")
+        return processes / self.seconds(*TRAIN, "-m", *self.job, *EIGHT, f"sweep.name=eight{name}")
 
     def many(self, name: str, num_lrs: int, num_seeds: int) -> list[str]:
         lrs = ",".join(f"0.{number + 1:02}" for number in range(num_lrs))
@@ -83,7 +83,7 @@ class Bench:
 
     def overhead(self) -> float:
         """Return the median seconds from one job's end to the next's, less its own fit and a test without pictures."""
-        paths = self.folder.glob("outputs/sweeps/many/*/result.json")
+        paths = self.folder.glob("outputs/sweeps/many0/*/result.json")
         ended = sorted((path.stat().st_mtime, json.loads(path.read_text())["fit_seconds"]) for path in paths)
         beside_fit = statistics.median(end - before - fit for (before, _), (end, fit) in pairwise(ended))
         run = experiment(*self.job, "~callbacks.pictures", "logger=none")
@@ -105,7 +105,7 @@ class Bench:
 
     def report(self, num_copies: int) -> float:
         copies = self.folder / "copies"
-        for path in self.folder.glob("outputs/sweeps/many/*/result.json"):
+        for path in self.folder.glob("outputs/sweeps/many0/*/result.json"):
             result = json.loads(path.read_text())
             for copy in range(num_copies):
                 seed = result["seed"] + copy * self.seeds
@@ -141,12 +141,12 @@ def main() -> None:
         # Ten jobs each, since a single one's time is mostly chance: 2 to 11, and the last ten.
         span = min(10, n // 2 - 1)
         growth, memories = [], []
-        for name in ("many", *rounds[1:]):
-            ends, memory = bench.run_many(name)
+        for name in rounds:
+            ends, memory = bench.run_many(f"many{name}")
             growth.append((ends[n] - ends[n - span]) / (ends[1 + span] - ends[1]))
             memories.append(memory[n] - memory[2])
         overhead = bench.overhead()
-        again = bench.seconds(*bench.many("many", bench.num_lrs, bench.seeds))
+        again = bench.seconds(*bench.many("many0", bench.num_lrs, bench.seeds))
         joblib = "not installed"
         if importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher"):
             joblib = middle([bench.joblib_against_threads(name) for name in rounds])
