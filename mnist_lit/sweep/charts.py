@@ -218,9 +218,9 @@ def _add_legend(figure: Figure, summary: Summary) -> None:
         return
     first = summary.settings.head(len(COLOURS))
     ranks = ["" if math.isnan(rank) else f"{rank:.0f}. " for rank in first["rank"]]
-    names = {cut(f"{rank}{summary.label(setting)}", 100): _colour(setting) for setting, rank in enumerate(ranks)}
+    names = [cut(f"{rank}{summary.label(setting)}", 100) for setting, rank in enumerate(ranks)]
     if (others := len(summary.settings) - len(first)) > 0:
-        names[f"{others} more"] = GREY
-    lines = [Line2D([], [], color=colour, linewidth=3) for colour in names.values()]
+        names.append(f"{others} more")
+    lines = [Line2D([], [], color=_colour(index), linewidth=3) for index in range(len(names))]
     num_columns = 2 if len(names) > 3 and max(map(len, names)) < 48 else 1  # of 100 characters in all
-    figure.legend(lines, list(names), loc="outside lower center", ncols=num_columns, frameon=False, fontsize=8)
+    figure.legend(lines, names, loc="outside lower center", ncols=num_columns, frameon=False, fontsize=8)

@@ -13,7 +13,7 @@ from mnist_lit.sweep.charts import CAPTIONS
 from mnist_lit.sweep.contents import Block, Chart, Heading, Notes, Table, Text, ranking_table, unfinished_table
 from mnist_lit.sweep.identity import short_keys
 from mnist_lit.sweep.notation import count, mean_and_sd, shown
-from mnist_lit.sweep.ranking import Summary, swept_values
+from mnist_lit.sweep.ranking import Summary, swept_values, without_repetitions
 from mnist_lit.sweep.runs import is_test, metric_tags
 
 MAX_ROWS_TERMINAL = 10
@@ -69,7 +69,7 @@ def text_without_ranking(title: str, runs: pd.DataFrame) -> str:
 
     Test images that choose a setting cannot judge it any more.
     """
-    finished = runs[runs["status"] == "finished"]
+    finished = without_repetitions(runs[runs["status"] == "finished"])
     tags = [tag for tag in metric_tags(finished) if is_test(tag)]
     values = swept_values(finished)
     names = short_keys(list(values.columns))

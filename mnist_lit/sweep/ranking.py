@@ -108,7 +108,7 @@ def summarise(runs: pd.DataFrame, *, metric: str = "val/acc") -> Summary:
     Raises UserError for a metric of the test images, and for one that no finished run has.
     """
     mode: Mode = "min" if metric.endswith("loss") else "max"
-    all_runs, runs = runs, _without_repetitions(runs)
+    all_runs, runs = runs, without_repetitions(runs)
     ended = runs[runs["overrides"].notna()]
     score = _scores(ended, metric)
     values = swept_values(ended)
@@ -127,7 +127,7 @@ def summarise(runs: pd.DataFrame, *, metric: str = "val/acc") -> Summary:
     return Summary(metric, mode, settings, values, runs, effects, repetitions=len(all_runs) - len(runs))
 
 
-def _without_repetitions(runs: pd.DataFrame) -> pd.DataFrame:
+def without_repetitions(runs: pd.DataFrame) -> pd.DataFrame:
     """Keep one of the runs that had the same configuration and seed: a finished one if there is one.
 
     They are no further evidence: the same seed gives the same numbers.

@@ -6,7 +6,7 @@ import pytest
 from made_runs import Add, summary_of
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from mnist_lit.sweep.charts import COLOURS, GREY, draw_curves, draw_effects, draw_heatmap
+from mnist_lit.sweep.charts import COLOURS, GREY, draw_curves, draw_effects, draw_heatmap, draw_times
 
 
 def test_heatmap_shows_the_means_and_what_diverged(grid: Path) -> None:
@@ -66,3 +66,19 @@ def test_legend_is_limited_to_the_first_ranks(add: Add, sweep_dir: Path) -> None
     names = [text.get_text() for text in legend.get_texts()]
     assert names == [*[f"{index + 1}. lr={(index + 1) / 100:g}" for index in range(8)], "4 more"]
     assert [line.get_color() for line in legend.get_lines()] == [*COLOURS, GREY]
+
+
+def test_legend_stays_inside_and_names_each_setting(add: Add, sweep_dir: Path) -> None:
+    keys = [f"model.very_long_name_of_a_key_{index}" for index in range(5)]
+    for index in range(4):
+        add(*(f"{key}={index}" for key in keys), acc=0.9 - index / 100)
+    add(*(f"{key}=9" for key in keys), status="diverged", error="NaN")
+    figure = draw_times(summary_of(sweep_dir))
+    assert figure is not None
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert [name[:3] for name in names] == ["1. ", "2. ", "3. ", "4. ", "ver"]  # no rank for what diverged
+    FigureCanvasAgg(figure).draw()
+    box = legend.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width

@@ -35,6 +35,7 @@ def test_runs_without_validation_are_told_but_not_ranked(add: Add, sweep_dir: Pa
 def test_seeds_without_validation_are_one_setting(add: Add, sweep_dir: Path) -> None:
     for seed, acc in enumerate((0.98, 0.99)):
         add("experiment=tuned", seed=seed, metrics={"test/acc": acc})
+    add("experiment=tuned", seed=1, metrics={"test/acc": 0.99}, name="again")  # no further evidence
     assert write_report([sweep_dir], sweep_dir).splitlines()[-1] == "0.9850 ± 0.0071       2"
 
 
