@@ -54,6 +54,8 @@ def find_folders(patterns: Sequence[str]) -> list[Path]:
             raise UserError(f"{pattern}: no such folder; name a sweep's, outputs/sweeps/NAME")
         folders += directories
     for folder in folders:
+        if (folder / "sweeps").is_dir() or (folder / "train").is_dir():
+            raise UserError(f"{folder}: holds more than runs; name {folder}/train, or a sweep's, {folder}/sweeps/NAME")
         sweeps = sorted(ledger.parent.name for ledger in folder.glob(f"*/{LEDGER}"))
         if len(sweeps) > 1:
             raise UserError(

@@ -11,8 +11,15 @@ import pytest
 from made_runs import Add, cells_of_markdown
 
 from mnist_lit import report as entry_point
+from mnist_lit.errors import UserError
 from mnist_lit.sweep import ledger
 from mnist_lit.sweep.report import write_report
+
+
+def test_the_folder_of_all_outputs_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sweeps").mkdir()
+    with pytest.raises(UserError, match=f"^{tmp_path}: holds more than runs; name {tmp_path}/train, or a sweep's, "):
+        entry_point.find_folders([str(tmp_path)])
 
 
 def test_runs_without_validation_are_told_but_not_ranked(add: Add, sweep_dir: Path) -> None:
