@@ -178,12 +178,14 @@ def test_joblibs_workers_are_forked_from_one_that_has_imported_torch(
     workers.fork_from_one(n_jobs=2)
     worker = "__import__('os').getppid(), 'mnist_lit.build' in __import__('sys').modules"
     settings = "__import__('os').environ['OMP_NUM_THREADS'], __import__('signal').getsignal(2).__name__"
-    found = joblib.Parallel(n_jobs=2)(joblib.delayed(eval)(f"({worker}, {settings})") for _ in range(4))
-    ((parent, has_imported, told, on_ctrl_c),) = set(found)
+    filters = "__import__('os').environ['PYTHONWARNINGS']"
+    found = joblib.Parallel(n_jobs=2)(joblib.delayed(eval)(f"({worker}, {settings}, {filters})") for _ in range(4))
+    ((parent, has_imported, told, on_ctrl_c, ignored),) = set(found)
     assert parent != os.getpid()
     assert has_imported
     assert told == (num_threads or "4")
     assert on_ctrl_c == "default_int_handler"
+    assert ignored.split(",")[-1] == "ignore:resource_tracker"
 
 
 def test_no_workers_at_all_are_refused(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
