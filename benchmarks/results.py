@@ -30,7 +30,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from scipy.stats import ttest_rel
 
-from mnist_lit import cli
+from mnist_lit import run_folder
 from mnist_lit.sweep.ledger import read_result
 
 ROOT = Path(__file__).parents[1]
@@ -171,7 +171,7 @@ def score(name: str) -> dict[str, Any]:
         "test_acc": [result["metrics"]["test/acc"] for result in results],
         "test_loss": [result["metrics"]["test/loss"] for result in results],
         "num_parameters": results[0]["num_parameters"],
-        "num_epochs": cli.read_config(next(folder.glob("*/config.yaml")).parent).trainer.max_epochs,
+        "num_epochs": run_folder.read_config(next(folder.glob("*/config.yaml")).parent).trainer.max_epochs,
         "versions": results[0]["versions"],
         "git_commit": results[0]["git_commit"],
     }

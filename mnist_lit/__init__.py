@@ -28,7 +28,7 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> "Run":
     `run_dir` is its folder, a new one below outputs/train if it is left out. Raises UserError for what the command
     line refuses. A loss that diverges raises nothing: see `run.result.status`.
     """
-    from mnist_lit import cli
+    from mnist_lit import cli, run_folder
     from mnist_lit.errors import UserError
     from mnist_lit.sweep import ledger
 
@@ -38,16 +38,16 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> "Run":
     if cfg.resume is not None:
         command = f"python -m mnist_lit.train resume={cfg.resume}"
         raise UserError(f"resume={cfg.resume}: from Python, a run cannot go on; use {command}")
-    folder = Path(run_dir or cli.new_folder("outputs/train")).absolute()
+    folder = Path(run_dir or run_folder.new_folder("outputs/train")).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     cfg.run_dir = str(folder)
-    with ledger.held(folder), cli.no_folder_left(folder):
-        cli.check_is_new(folder)
+    with ledger.held(folder), run_folder.no_folder_left(folder):
+        run_folder.check_is_new(folder)
         run = build(cfg, overrides)
         if run.trainer.world_size > 1:
             raise UserError("trainer.devices: from Python, set it to 1; the command line can train on several")
         run.datamodule.prepare_data()
-        cli.write_config(cfg, folder)
+        run_folder.write_config(cfg, folder)
         try:
             run.execute(test=cfg.test)
         except SystemExit:  # what Lightning makes of Ctrl-C

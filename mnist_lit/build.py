@@ -1,7 +1,7 @@
 """From configuration to objects, checked before anything starts.
 
-Besides the entry points only this, `cli` and `sweep.composition` know about Hydra's configuration; what is built
-here takes plain arguments.
+Besides the entry points only this, `cli`, `run_folder` and `sweep.composition` know about Hydra's configuration; what
+is built here takes plain arguments.
 """
 
 import logging

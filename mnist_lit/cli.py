@@ -1,4 +1,4 @@
-"""What every entry point shares: where the configuration lies, and errors told in one line."""
+"""What every entry point shares: where the configuration lies, how it starts, and errors told in one line."""
 
 import atexit
 import difflib
@@ -6,14 +6,11 @@ import gc
 import logging
 import os
 import re
-import shlex
-import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,26 +24,17 @@ from lightning_utilities.core import imports
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
+from mnist_lit import run_folder
 from mnist_lit.errors import UserError, in_one_line
-from mnist_lit.result import flatten, write_atomically
+from mnist_lit.result import flatten
 from mnist_lit.sweep.identity import job_name, sweep_name
 
 PACKAGE = Path(__file__).parent
 # A wheel carries conf/ inside the package; in a checkout it lies beside it.
 CONF_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
-# What `ckpt=` may name, for `require`.
+# What `ckpt=` may name.
 CKPT = "a .ckpt file or a run's folder (outputs/train/DATE/TIME)"
-
-# Every run's folder holds its configuration, in a form that Hydra can compose again.
-CONFIG = "config.yaml"
-CONFIG_HEADER = """\
-# Repeat this run:  python -m mnist_lit.train --config-dir {folder} --config-name config
-defaults:
-  - hydra: train
-  - _self_
-
-"""
 
 # Of pyproject.toml: plugins for Hydra.
 EXTRAS = ("joblib", "optuna", "ray", "submitit")
@@ -130,28 +118,6 @@ def compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
         raise UserError(describe(error)) from None  # Hydra's own says the same over fifty lines
 
 
-def write_config(cfg: DictConfig, run_dir: Path) -> None:
-    """Write the configuration of a run to its folder."""
-    header = CONFIG_HEADER.format(folder=shlex.quote(os.path.relpath(run_dir)))
-    # Whoever repeats the run does so in a folder of his own.
-    repeatable = OmegaConf.merge(cfg, {"run_dir": "${hydra:runtime.output_dir}"})
-    write_atomically(run_dir / CONFIG, header + OmegaConf.to_yaml(repeatable))
-
-
-def read_config(run_dir: Path) -> DictConfig:
-    """Read what `write_config` has written."""
-    cfg = OmegaConf.load(run_dir / CONFIG)
-    assert isinstance(cfg, DictConfig)
-    del cfg["defaults"]
-    return cfg
-
-
-def check_is_new(run_dir: Path) -> None:
-    """Raise UserError if the folder has a run in it."""
-    if (run_dir / CONFIG).exists():
-        raise UserError(f"{run_dir} belongs to another run: resume={run_dir} goes on with it, or name a new folder")
-
-
 def _quoted(argument: str, paths: Sequence[str]) -> str:
     """Put the value of KEY=VALUE into quotes, as Hydra writes them, if KEY is one of `paths`."""
     key, _, value = argument.partition("=")
@@ -222,27 +188,17 @@ def freeze_once() -> None:
     gc.freeze()
 
 
-def require(cfg: DictConfig, **paths: str) -> None:
-    """Raise UserError for the first key of `paths` (key: what it may name) that was not given, or a `ckpt` not there.
-
-    Before torch is imported, which takes two seconds.
-    """
-    for key, what in paths.items():
-        if OmegaConf.is_missing(cfg, key):
-            raise UserError(f"{key} is missing: add {key}=PATH, {what}")
-        if key == "ckpt" and not Path(str(cfg.ckpt)).exists():
-            raise UserError(f"ckpt={cfg.ckpt}: no such file or folder; name {what}")
+def require(cfg: DictConfig, key: str, what: str) -> None:
+    """Raise UserError if a key was not given; `what` says what it may name."""
+    if OmegaConf.is_missing(cfg, key):
+        raise UserError(f"{key} is missing: add {key}=PATH, {what}")
 
 
-@contextmanager
-def no_folder_left(run_dir: Path, log: str = "train.log") -> Iterator[None]:
-    """Remove the run folder, if nothing but its `log` is in it, when the run is refused before it starts."""
-    try:
-        yield
-    except UserError:
-        if {path.name for path in run_dir.iterdir()} <= {log, ".lock"}:
-            shutil.rmtree(run_dir, ignore_errors=True)
-        raise
+def require_checkpoint(cfg: DictConfig) -> None:
+    """Raise UserError if `ckpt` was not given or is not there: before torch is imported, which takes two seconds."""
+    require(cfg, "ckpt", CKPT)
+    if not Path(str(cfg.ckpt)).exists():
+        raise UserError(f"ckpt={cfg.ckpt}: no such file or folder; name {CKPT}")
 
 
 def register_resolvers() -> None:
@@ -250,52 +206,13 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("mnist_lit.job_name", job_name, replace=True)
     OmegaConf.register_new_resolver("mnist_lit.sweep_name", sweep_name, replace=True)
     OmegaConf.register_new_resolver("mnist_lit.in_multirun", in_multirun, replace=True)
-    OmegaConf.register_new_resolver("mnist_lit.run_dir", run_dir, use_cache=True, replace=True)
-
-
-def run_dir(resume: str | None, parent: str) -> str:
-    """Return the folder of the run to resume, or a new one below `parent`.
-
-    Raises UserError if there is no run in the folder.
-    """
-    if resume is None:
-        return new_folder(parent)
-    if not _holds_run(Path(resume)):
-        above = [path for path in Path(resume).parents[:2] if _holds_run(path)]  # of RUN/checkpoints/last.ckpt
-        known = above[0] if above else "outputs/train/DATE/TIME"
-        raise UserError(f"resume={resume}: holds no run; name the folder of one, such as {known}")
-    return resume
-
-
-def _holds_run(folder: Path) -> bool:
-    path = folder / CONFIG
-    return path.is_file() and path.read_text(encoding="utf-8", errors="replace").startswith(CONFIG_HEADER[:16])
+    OmegaConf.register_new_resolver("mnist_lit.run_dir", run_folder.run_dir, use_cache=True, replace=True)
 
 
 def in_multirun(value: Any, otherwise: Any) -> Any:
     """Return `value` in a job of a multirun, `otherwise` in a single run."""
     is_job = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     return value if is_job else otherwise
-
-
-def new_folder(parent: str) -> str:
-    """Create and return `<parent>/<date>/<time>[-n]`, which no other process gets.
-
-    Raises OSError if it cannot be created.
-    """
-    now = datetime.now()
-    name = now.strftime("%H-%M-%S")
-    day = Path(parent) / now.strftime("%Y-%m-%d")
-    day.mkdir(parents=True, exist_ok=True)
-    attempt = 1
-    while True:
-        folder = day / (name if attempt == 1 else f"{name}-{attempt}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            attempt += 1
-        else:
-            return str(folder)
 
 
 def describe(error: BaseException) -> str:

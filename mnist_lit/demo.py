@@ -12,7 +12,7 @@ def main() -> None:
 
 def demo(cfg: DictConfig) -> None:
     """Serve the page until Ctrl-C; raises UserError for what the user can mend."""
-    cli.require(cfg, ckpt=cli.CKPT)
+    cli.require_checkpoint(cfg)
     try:
         with cli.fast_imports():
             from mnist_lit.build import check_keys

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig
 
-from mnist_lit import cli
+from mnist_lit import cli, run_folder
 
 
 def main() -> None:
@@ -20,8 +20,8 @@ def evaluate(cfg: DictConfig) -> None:
     Raises UserError for what the user can mend; then no folder is left.
     """
     run_dir = Path(cfg.run_dir)
-    with cli.no_folder_left(run_dir, log="evaluate.log"):
-        cli.require(cfg, ckpt=cli.CKPT)
+    with run_folder.no_folder_left(run_dir, log="evaluate.log"):
+        cli.require_checkpoint(cfg)
         with cli.fast_imports():
             from mnist_lit.build import check_keys, restore_data
             from mnist_lit.checkpoint import read_checkpoint

@@ -28,7 +28,7 @@ def export(cfg: DictConfig) -> None:
 
     Raises UserError, and leaves no file, for what the user can mend and if the file gave other answers.
     """
-    cli.require(cfg, ckpt=cli.CKPT)
+    cli.require_checkpoint(cfg)
     with cli.fast_imports():
         from mnist_lit import formats
         from mnist_lit.build import check_keys

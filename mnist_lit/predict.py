@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from mnist_lit import cli
+from mnist_lit import cli, run_folder
 from mnist_lit.errors import UserError
 
 
@@ -22,8 +22,9 @@ def predict(cfg: DictConfig) -> None:
     done. Raises UserError for what the user can mend; then no folder is left.
     """
     run_dir = Path(cfg.run_dir)
-    with cli.no_folder_left(run_dir, log="predict.log"):
-        cli.require(cfg, ckpt=cli.CKPT, images="a picture, a folder or a glob")
+    with run_folder.no_folder_left(run_dir, log="predict.log"):
+        cli.require_checkpoint(cfg)
+        cli.require(cfg, "images", "a picture, a folder or a glob")
         # Here, so that --help and refusals come at once.
         with cli.fast_imports():
             from mnist_lit import answers, pictures

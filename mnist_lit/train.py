@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_lit import cli
+from mnist_lit import cli, run_folder
 from mnist_lit.errors import UserError
 from mnist_lit.result import Result, config_hash
 from mnist_lit.sweep import ledger
@@ -49,7 +49,7 @@ def train(cfg: DictConfig) -> float | None:
         return _train_as_job(cfg)
     if HydraConfig.initialized():
         # The log is in Hydra's folder, and the rest belongs there too.
-        with cli.no_folder_left(Path(output_dir := HydraConfig.get().runtime.output_dir)):
+        with run_folder.no_folder_left(Path(output_dir := HydraConfig.get().runtime.output_dir)):
             if cfg.resume is not None and Path(cfg.resume).resolve() != Path(output_dir).resolve():
                 raise UserError(f"hydra.run.dir={output_dir}: a resumed run stays in its folder; leave it out")
             if cfg.run_dir != output_dir:
@@ -66,8 +66,8 @@ def train(cfg: DictConfig) -> float | None:
         if is_resumed:
             cfg = _as_it_was(cfg)
         elif is_first:
-            cli.check_is_new(run_dir)
-        with cli.no_folder_left(run_dir):
+            run_folder.check_is_new(run_dir)
+        with run_folder.no_folder_left(run_dir):
             known = ledger.read_result(run_dir) if is_resumed else None
             run = _build(cfg, known["overrides"] if known else ())
             run.datamodule.prepare_data()
@@ -84,7 +84,7 @@ def _as_it_was(cfg: DictConfig) -> DictConfig:
 
     Raises UserError for other changes.
     """
-    saved = cli.read_config(Path(cfg.run_dir))
+    saved = run_folder.read_config(Path(cfg.run_dir))
     for override in HydraConfig.get().overrides.task if HydraConfig.initialized() else []:
         key = override.lstrip("+~").split("=", 1)[0]
         if key != "resume" and key not in CHANGED_ON_RESUME:
@@ -224,7 +224,7 @@ def _other_configuration() -> list[str]:
 
 def _execute(run: "Run", cfg: DictConfig, resume_from: Path | None) -> Result:
     if run.trainer.is_global_zero:
-        cli.write_config(cfg, run.run_dir)
+        run_folder.write_config(cfg, run.run_dir)
     try:
         return run.execute(test=cfg.test, resume_from=resume_from)
     except (KeyboardInterrupt, SystemExit) as end:  # Lightning turns Ctrl-C into an exit with code 1

@@ -12,7 +12,7 @@ import pytest
 from mnist_lit.cli import PACKAGE
 
 # What knows Hydra besides the entry points.
-KNOW_HYDRA = {"build", "cli", "sweep.composition"}
+KNOW_HYDRA = {"build", "cli", "run_folder", "sweep.composition"}
 VAGUE = {"util", "utils", "helper", "helpers", "common", "base", "misc", "lib", "tools", "core"}
 
 MODULES = {

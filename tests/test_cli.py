@@ -13,7 +13,7 @@ from lightning_utilities.core import imports
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError
 
-from mnist_lit import cli, evaluate, train
+from mnist_lit import cli, evaluate, run_folder, train
 from mnist_lit.errors import DivergedError, UserError
 
 
@@ -24,30 +24,30 @@ class Stopped(datetime):
 
 
 def test_new_folder_is_named_by_date_and_time(tmp_path: Path) -> None:
-    folder = Path(cli.new_folder(str(tmp_path / "outputs" / "train")))
+    folder = Path(run_folder.new_folder(str(tmp_path / "outputs" / "train")))
     assert folder.is_dir()
     assert re.fullmatch(r"outputs/train/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d", str(folder.relative_to(tmp_path)))
 
 
 def test_new_folder_goes_to_one_thread_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "datetime", Stopped)
+    monkeypatch.setattr(run_folder, "datetime", Stopped)
     with ThreadPoolExecutor(10) as pool:
-        folders = list(pool.map(cli.new_folder, [str(tmp_path)] * 10))
+        folders = list(pool.map(run_folder.new_folder, [str(tmp_path)] * 10))
     names = {"10-15-30", *(f"10-15-30-{n}" for n in range(2, 11))}
     assert set(folders) == {str(tmp_path / "2026-11-24" / name) for name in names}
     assert {path.name for path in (tmp_path / "2026-11-24").iterdir()} == names
 
 
 def test_new_folders_of_one_second_are_counted_from_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "datetime", Stopped)
-    names = [Path(cli.new_folder(str(tmp_path))).name for _ in range(3)]
+    monkeypatch.setattr(run_folder, "datetime", Stopped)
+    names = [Path(run_folder.new_folder(str(tmp_path))).name for _ in range(3)]
     assert names == ["10-15-30", "10-15-30-2", "10-15-30-3"]
 
 
 def test_new_folder_below_a_file_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(NotADirectoryError):
-        cli.new_folder(str(tmp_path / "file"))
+        run_folder.new_folder(str(tmp_path / "file"))
 
 
 def test_fast_imports_collects_afterwards_only() -> None:
@@ -192,7 +192,7 @@ def test_refused_run_takes_its_own_folder_away(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "train.log").write_text("", encoding="utf-8")
-    with pytest.raises(UserError, match=r"^no$"), cli.no_folder_left(folder):
+    with pytest.raises(UserError, match=r"^no$"), run_folder.no_folder_left(folder):
         raise UserError("no")
     assert not folder.exists()
 
@@ -202,7 +202,7 @@ def test_refused_run_removes_nothing_of_the_users(tmp_path: Path, name: str) -> 
     folder = tmp_path / "run"
     (folder / name).parent.mkdir(parents=True)
     (folder / name).write_text("precious", encoding="utf-8")
-    with pytest.raises(UserError), cli.no_folder_left(folder):
+    with pytest.raises(UserError), run_folder.no_folder_left(folder):
         raise UserError("no")
     assert (folder / name).read_text(encoding="utf-8") == "precious"
 

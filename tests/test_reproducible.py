@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from mnist_lit.build import build
-from mnist_lit.cli import CONFIG_HEADER
 from mnist_lit.loss import OneHotMSE
+from mnist_lit.run_folder import CONFIG_HEADER
 
 
 def same_bits(first: dict[str, Any], second: dict[str, Any]) -> bool:

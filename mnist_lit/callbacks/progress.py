@@ -15,8 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Progress(TQDMProgressBar):
-    """A bar with loss, validation accuracy and images per second; one log line per epoch in which
-    anything was measured.
+    """A bar with loss, validation accuracy and images per second; a log line per epoch that measured anything.
 
     The bar is redrawn every `refresh_seconds`, since a redraw takes as long as a training step. It shows in a
     terminal only, so that log files stay readable, or wherever `always` is true.

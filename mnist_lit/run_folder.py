@@ -1,0 +1,96 @@
+"""A run's folder: taken anew or found again, with the configuration that repeats the run."""
+
+import os
+import shlex
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from mnist_lit.errors import UserError
+from mnist_lit.result import write_atomically
+
+# The run's configuration, in a form that Hydra can compose again.
+CONFIG = "config.yaml"
+CONFIG_HEADER = """\
+# Repeat this run:  python -m mnist_lit.train --config-dir {folder} --config-name config
+defaults:
+  - hydra: train
+  - _self_
+
+"""
+
+
+def new_folder(parent: str) -> str:
+    """Create and return `<parent>/<date>/<time>[-n]`, which no other process gets.
+
+    Raises OSError if it cannot be created.
+    """
+    now = datetime.now()
+    name = now.strftime("%H-%M-%S")
+    day = Path(parent) / now.strftime("%Y-%m-%d")
+    day.mkdir(parents=True, exist_ok=True)
+    attempt = 1
+    while True:
+        folder = day / (name if attempt == 1 else f"{name}-{attempt}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            attempt += 1
+        else:
+            return str(folder)
+
+
+def run_dir(resume: str | None, parent: str) -> str:
+    """Return the folder of the run to resume, or a new one below `parent`.
+
+    Raises UserError if there is no run in the folder.
+    """
+    if resume is None:
+        return new_folder(parent)
+    if not _holds_run(Path(resume)):
+        above = [path for path in Path(resume).parents[:2] if _holds_run(path)]  # of RUN/checkpoints/last.ckpt
+        known = above[0] if above else "outputs/train/DATE/TIME"
+        raise UserError(f"resume={resume}: holds no run; name the folder of one, such as {known}")
+    return resume
+
+
+def _holds_run(folder: Path) -> bool:
+    path = folder / CONFIG
+    return path.is_file() and path.read_text(encoding="utf-8", errors="replace").startswith(CONFIG_HEADER[:16])
+
+
+def write_config(cfg: DictConfig, run_dir: Path) -> None:
+    """Write the configuration of a run to its folder."""
+    header = CONFIG_HEADER.format(folder=shlex.quote(os.path.relpath(run_dir)))
+    # Whoever repeats the run does so in a folder of his own.
+    repeatable = OmegaConf.merge(cfg, {"run_dir": "${hydra:runtime.output_dir}"})
+    write_atomically(run_dir / CONFIG, header + OmegaConf.to_yaml(repeatable))
+
+
+def read_config(run_dir: Path) -> DictConfig:
+    """Read what `write_config` has written."""
+    cfg = OmegaConf.load(run_dir / CONFIG)
+    assert isinstance(cfg, DictConfig)
+    del cfg["defaults"]
+    return cfg
+
+
+def check_is_new(run_dir: Path) -> None:
+    """Raise UserError if the folder has a run in it."""
+    if (run_dir / CONFIG).exists():
+        raise UserError(f"{run_dir} belongs to another run: resume={run_dir} goes on with it, or name a new folder")
+
+
+@contextmanager
+def no_folder_left(run_dir: Path, log: str = "train.log") -> Iterator[None]:
+    """Remove the run folder, if nothing but its `log` is in it, when the run is refused before it starts."""
+    try:
+        yield
+    except UserError:
+        if {path.name for path in run_dir.iterdir()} <= {log, ".lock"}:
+            shutil.rmtree(run_dir, ignore_errors=True)
+        raise
