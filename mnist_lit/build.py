@@ -323,6 +323,8 @@ def _locate(key: str, target: str) -> Callable[..., Any]:
 
 
 def _instantiate(key: str, node: DictConfig, **arguments: Any) -> Any:
+    # Plain lists, not OmegaConf's: an optimiser keeps what it is given in every checkpoint.
+    arguments["_convert_"] = node.get("_convert_", "all")
     return _try(key, lambda: instantiate(node, **arguments))
 
 

@@ -32,4 +32,4 @@ def _top_level(*, ckpt: str, port: int, trusted: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run_and_exit(main)

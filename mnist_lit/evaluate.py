@@ -57,4 +57,4 @@ def _top_level(
 
 
 if __name__ == "__main__":
-    main()
+    cli.run_and_exit(main)

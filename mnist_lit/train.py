@@ -269,4 +269,4 @@ def _show(result: Result, run: "Run", cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run_and_exit(main)

@@ -1,5 +1,6 @@
 import gc
 import re
+import subprocess
 import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -146,6 +147,61 @@ def test_what_a_user_can_mend_exits_with_2_and_one_line(command: Command, tmp_pa
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: optimizer.lr=abc: must be a number\n"
     assert list(tmp_path.glob("outputs/train/*/*")) == []
+
+
+def test_first_run_on_a_machine_prints_what_any_run_prints(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "fonts").mkdir()
+    done = command("train", "debug=fast", MPLCONFIGDIR=str(tmp_path / "fonts"))
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "curves      tensorboard --logdir outputs")
+    assert list((tmp_path / "fonts").iterdir())  # matplotlib has looked for them
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("epoch 1/1  train/loss 0.")
+
+
+PROGRAM = """
+import atexit, sys, threading, time
+from mnist_lit import cli
+
+class Kept:
+    def __del__(self):
+        print("taken apart")
+
+def main():
+    atexit.register(print, "atexit")
+    threading.Thread(target=lambda: (time.sleep(0.1), print("thread"))).start()
+    print("main")
+    {end}
+
+kept = Kept()
+sys.orig_argv[1:] = {started_as}
+cli.run_and_exit(main)
+print("returned")
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "told"),
+    [
+        ("", 0, ""),
+        ("sys.exit()", 0, ""),
+        ("sys.exit(3)", 3, ""),
+        ("sys.exit('told')", 1, "told\n"),
+        ("sys.stdout.close(); sys.stdout = open('/dev/full', 'w'); print('lost')", 120, "No space left on device"),
+    ],
+)
+def test_process_ends_with_the_code_of_its_entry_point(end: str, code: int, told: str) -> None:
+    program = PROGRAM.format(end=end, started_as=["-m", "mnist_lit.train"])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert re.search(told, done.stderr)
+    if code != 120:
+        assert done.stdout.splitlines() == ["main", "thread", "atexit", *(["taken apart"] if code == 1 else [])]
+
+
+def test_process_goes_on_where_a_profiler_has_started_it() -> None:
+    program = PROGRAM.format(end="", started_as=["-m", "cProfile", "-m", "mnist_lit.train"])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["main", "returned", "thread", "atexit", "taken apart"]
 
 
 def test_full_error_is_raised_as_it_is(main: Main) -> None:

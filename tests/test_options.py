@@ -45,8 +45,13 @@ def test_hidden_sizes_activation_and_dropout_by_yaml(train_run: Train, make_conf
             {"lr": 0.001, "betas": [0.8, 0.9], "weight_decay": 0.01, "decoupled_weight_decay": True},
             {"step", "exp_avg", "exp_avg_sq"},
         ),
+        (
+            ["~optimizer", "+optimizer={_target_:torch.optim.Rprop,_partial_:true,lr:0.01,etas:[0.4,1.2]}"],
+            {"etas": [0.4, 1.2]},
+            {"step", "prev", "step_size"},
+        ),
     ],
-    ids=["sgd", "nesterov", "adam", "adamw"],
+    ids=["sgd", "nesterov", "adam", "adamw", "rprop"],
 )
 def test_optimiser_by_yaml(train_run: Train, overrides: list[str], settings: dict[str, Any], state: set[str]) -> None:
     run = train_run("trainer.max_epochs=1", *overrides)

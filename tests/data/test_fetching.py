@@ -155,7 +155,7 @@ def test_damaged_package_is_refused(
 
 def test_damage_on_a_mirror_leads_to_the_next_source(tmp_path: Path, mirror: Mirror, install_npm: InstallNpm) -> None:
     (mirror.folder / f"{TEST_LABELS}.gz").write_bytes(gzip.compress(flip(SAMPLE[TEST_LABELS])))
-    with pytest.raises(UserError, match=rf"\(mirrors: Error downloading {TEST_LABELS}\.gz: .* corrupted"):
+    with pytest.raises(UserError, match=r"\(mirrors: .* corrupted"):
         prepare(make_source(tmp_path / "root", fetch_from=("mirrors",)), num_classes=10)
     assert contents(tmp_path / "root" / "MNIST" / "raw") == {}
     calls = install_npm()
