@@ -110,8 +110,8 @@ def read_checkpoint(folder: Path, name: str) -> dict[str, Any]:
 
 
 def files(folder: Path) -> list[str]:
-    """Return the files of a run, an event file's own name replaced."""
-    names = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    """Return the files of a run, an event file's own name replaced, but for the lock, which a filelock may leave."""
+    names = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return sorted("events" if "tfevents" in name else name for name in names)
 
 

@@ -26,7 +26,11 @@ def frames(drawn: str) -> list[str]:
     return [frame for frame in re.split(r"[\r\n]", drawn) if "|" in frame]
 
 
-def test_bar_shows_loss_accuracy_and_speed(train_run: Train, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bar_shows_loss_accuracy_and_speed(
+    train_run: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("COLUMNS", "LINES"):  # else a tqdm may cut it at 80, where there is no terminal
+        monkeypatch.setenv(name, "200")
     run = train_run(*ALWAYS, "callbacks.progress.refresh_seconds=0", "trainer.log_every_n_steps=2")
     last = frames(capsys.readouterr().out)[-1]
     assert re.match(r"epoch 3/3:? +\|", last)
