@@ -3,9 +3,11 @@ import re
 import subprocess
 import sys
 import weakref
+from argparse import Action, ArgumentParser
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Command, Main
@@ -140,6 +142,24 @@ def test_help_makes_no_folder(main: Main, tmp_path: Path) -> None:
     assert main("--help").code == 0
     assert main("--cfg", "job").code == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_parser_of_python_3_14_accepts_hydras_help_texts(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
+    def checked(parser: ArgumentParser, *names: str, **options: Any) -> Action:
+        action = add_argument(parser, *names, **options)
+        parser._check_help(action)  # type: ignore[attr-defined]
+        return action
+
+    def check(parser: ArgumentParser, action: Action) -> None:
+        if action.help and not isinstance(action.help, str):
+            raise ValueError("badly formed help string")
+
+    add_argument = ArgumentParser.add_argument
+    monkeypatch.setattr(ArgumentParser, "add_argument", checked)
+    monkeypatch.setattr(ArgumentParser, "_check_help", check, raising=False)
+    outcome = main("--cfg", "job")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert ArgumentParser._check_help is check  # type: ignore[attr-defined]
 
 
 def test_what_a_user_can_mend_exits_with_2_and_one_line(command: Command, tmp_path: Path) -> None:
