@@ -4,6 +4,7 @@ Besides the entry points only this, `cli`, `run_folder` and `sweep.composition` 
 is built here takes plain arguments.
 """
 
+import inspect
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -230,10 +231,12 @@ def check(cfg: DictConfig) -> dict[str, Any]:
 def check_keys(expected: Callable[..., Any], cfg: DictConfig) -> dict[str, Any]:
     """Resolve the configuration, whose top level must have the names and types of what `expected` takes.
 
-    Raises UserError for the first key that does not.
+    Raises UserError for the first key that does not, or is not there.
     """
     config = resolve(cfg)
     check_arguments("", expected, config)
+    if missing := [name for name in inspect.signature(expected).parameters if name not in config]:
+        raise UserError(f"{missing[0]}: not in the configuration, which needs it; was it taken out with ~{missing[0]}?")
     return config
 
 

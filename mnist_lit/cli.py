@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from unittest.mock import patch
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
@@ -127,17 +128,31 @@ def _run(task: Callable[[DictConfig], Any], config_name: str, paths: Sequence[st
             print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        is_hydras = type(error) is ValueError  # for a part set to null
-        tell_and_exit(UserError(f"{' '.join(sys.argv[1:])}: {error}") if is_hydras else error)
+        nulls = [argument for argument in sys.argv[1:] if argument.endswith("=null")]
+        if type(error) is ValueError and nulls:  # Hydra's, which does not say for which
+            error = UserError(f"{nulls[0]}: names no option; to take a part out, write ~{nulls[0].partition('=')[0]}")
+        tell_and_exit(error)
     finally:
         os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
 def _run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> None:
+    with patch.object(sys.modules["hydra.main"], "get_args_parser", _parser):
+        hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(task)()
+
+
+def _parser() -> ArgumentParser:
+    """Return Hydra's parser of the command line, whose refusals are told as all others are."""
     # Since Python 3.14, argparse looks at a help text when it is given, and refuses that of Hydra 1.3.8's
     # --shell-completion, which is made when it is shown.
     with patch.object(ArgumentParser, "_check_help", lambda parser, action: None, create=True):
-        hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(task)()
+        parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign]
+    return parser
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(f"{message}; settings are KEY=VALUE, without dashes: optimizer.lr=0.1 (--help has more)")
 
 
 def compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
@@ -269,7 +284,7 @@ def describe(error: BaseException) -> str:
             return f"{group}={option}: not installed; pip install 'mnist-lit[{extra}]'"
         # Hydra gives no options for a group that takes a list.
         options = error.options or sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
-        close = difflib.get_close_matches(option, options, n=1)
+        close = difflib.get_close_matches(option.lower(), options, n=1)
         hint = f"; did you mean {group}={close[0]}?" if close else ""
         return f"{group}={option}: no such option, there are {', '.join(options)}{hint}"
     told = str(error)

@@ -41,7 +41,9 @@ class MLP(nn.Module):
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
         activation_class = getattr(nn.modules.activation, activation, None)
         if not (isinstance(activation_class, type) and issubclass(activation_class, nn.Module)):
-            raise ValueError(f"activation must name a class of torch.nn, such as ReLU or Tanh, got {activation}")
+            close = [name for name in nn.modules.activation.__all__ if name.lower() == activation.lower()]
+            example = close[0] if close else "ReLU or Tanh"
+            raise ValueError(f"activation must name a class of torch.nn, such as {example}, got {activation}")
 
         widths = [in_features, *hidden_sizes]  # 784, 256, 64
         layers: list[nn.Module] = []
