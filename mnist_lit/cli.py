@@ -96,6 +96,8 @@ def run_and_exit(main: Callable[[], None]) -> None:
 def _leave_at_once(number: int, frame: object) -> None:
     """Answer a Ctrl-C before anything has begun: libraries that are being imported lose it, or fail in odd ways."""
     os.write(2, b"interrupted\n")
+    if HydraConfig.initialized() and (hydra := HydraConfig.get()).mode == RunMode.RUN:
+        run_folder.remove_unused(Path(hydra.runtime.output_dir), f"{hydra.job.name}.log")
     os._exit(128 + number)
 
 

@@ -91,6 +91,11 @@ def no_folder_left(run_dir: Path, log: str = "train.log") -> Iterator[None]:
     try:
         yield
     except UserError:
-        if {path.name for path in run_dir.iterdir()} <= {log, ".lock"}:
-            shutil.rmtree(run_dir, ignore_errors=True)
+        remove_unused(run_dir, log)
         raise
+
+
+def remove_unused(run_dir: Path, log: str) -> None:
+    """Remove a run folder if nothing but its `log` is in it."""
+    if {path.name for path in run_dir.iterdir()} <= {log, ".lock"}:
+        shutil.rmtree(run_dir, ignore_errors=True)

@@ -322,6 +322,29 @@ def test_a_ctrl_c_ends_at_once_until_libraries_are_imported(
     assert capfd.readouterr().err == "interrupted\n"
 
 
+@pytest.mark.parametrize("left", [[], ["train.log", "config.yaml"]], ids=["new", "resumed"])
+def test_an_early_ctrl_c_leaves_no_folder(
+    ctrl_c: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, left: list[str]
+) -> None:
+    def task(cfg: DictConfig) -> None:
+        for name in left:
+            (Path(cfg.run_dir) / name).touch()
+        handler = signal.getsignal(signal.SIGINT)
+        assert callable(handler)
+        handler(signal.SIGINT, None)
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["mnist-lit-train", "hydra.run.dir=run"])
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(SystemExit, match="130"):
+        cli.run(task, "train")
+    assert sorted(path.name for path in tmp_path.glob("run/*")) == sorted(left)
+    assert (tmp_path / "run").exists() == bool(left)
+
+
 def test_a_line_on_the_screen_for_all_that_counts(
     train_run: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
