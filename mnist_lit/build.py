@@ -4,7 +4,6 @@ Besides the entry points only this, `cli`, `run_folder` and `sweep.composition` 
 is built here takes plain arguments.
 """
 
-import inspect
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,6 @@ import lightning as L
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -220,12 +218,17 @@ def check(cfg: DictConfig) -> dict[str, Any]:
 
     Raises UserError for the first key that is unknown to the class it configures, or of another type.
     """
-    config = check_keys(_top_level, cfg)
+    config = check_top_level(cfg)
     check_arguments("sweep", _sweep, config["sweep"])
     for key, node in _targets(config):
         check_arguments(key, _locate(key, node["_target_"]), node)
     _check_together(config)
     return config
+
+
+def check_top_level(cfg: DictConfig) -> dict[str, Any]:
+    """Resolve the configuration of a run; raises UserError unless its top level has the keys and types it must have."""
+    return check_keys(_top_level, cfg)
 
 
 def check_keys(expected: Callable[..., Any], cfg: DictConfig) -> dict[str, Any]:
@@ -235,8 +238,6 @@ def check_keys(expected: Callable[..., Any], cfg: DictConfig) -> dict[str, Any]:
     """
     config = resolve(cfg)
     check_arguments("", expected, config)
-    if missing := [name for name in inspect.signature(expected).parameters if name not in config]:
-        raise UserError(f"{missing[0]}: not in the configuration, which needs it; was it taken out with ~{missing[0]}?")
     return config
 
 
@@ -327,19 +328,21 @@ def _locate(key: str, target: str) -> Callable[..., Any]:
 
 def _instantiate(key: str, node: DictConfig, **arguments: Any) -> Any:
     # Plain lists, not OmegaConf's: an optimiser keeps what it is given in every checkpoint.
-    arguments["_convert_"] = node.get("_convert_", "all")
-    return _try(key, lambda: instantiate(node, **arguments))
+    convert = node.get("_convert_", "all")
+    if not arguments:
+        return _try(key, lambda: instantiate(node, _convert_=convert))
+    # Hydra would take an argument that is a dataclass for a part of the configuration.
+    return _try(key, lambda: instantiate(node, _convert_=convert, _partial_=True)(**arguments))
 
 
 def _try(key: str, build_it: Callable[[], Any]) -> Any:
     """Call, and turn what a constructor says about its arguments into a UserError that names the key."""
     try:
         return build_it()
-    except (InstantiationException, MisconfigurationException, ValueError, TypeError) as error:
+    except Exception as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
         message = " ".join(str(cause).split())
         first_word = message.split(" ", 1)[0]
         # Our own leaves begin with the argument's name: "batch_size must be ...".
         separator = "." if first_word.isidentifier() and first_word.islower() else ": "
-        hint = "; add _partial_: true, the weights come later" if "argument: 'params'" in message else ""
-        raise UserError(f"{key}{separator}{message}{hint}") from error
+        raise UserError(f"{key}{separator}{message}") from error

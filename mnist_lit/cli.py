@@ -3,6 +3,7 @@
 import atexit
 import difflib
 import gc
+import io
 import logging
 import os
 import re
@@ -67,13 +68,14 @@ def run(task: Callable[[DictConfig], Any], config_name: str, *, paths: Sequence[
 
 
 def run_and_exit(main: Callable[[], None]) -> None:
-    """Run an entry point, as the process's whole work, and end the process with its exit code.
+    """Run an entry point as `python -m mnist_lit.NAME`, and exit with its code.
 
-    Threads are waited for and `atexit` has its turn, but Python does not take apart, one by one, the million objects
-    that the system takes back at once: 0.15 s. It does where a profiler or a debugger has started the entry point,
-    to whom it returns.
+    After a single run, threads are joined and `atexit` handlers run as always, but Python's teardown of a million
+    objects is skipped, which takes 0.15 s. Under a profiler or a debugger, which start the entry point themselves, it
+    returns.
     """
-    if sys.orig_argv[1:2] != ["-m"] or not sys.orig_argv[2].startswith("mnist_lit."):
+    is_ours = sys.orig_argv[1:2] == ["-m"] and sys.orig_argv[2].startswith("mnist_lit.")
+    if not is_ours or is_multirun():
         main()
         return
     code: str | int | None = None
@@ -82,33 +84,51 @@ def run_and_exit(main: Callable[[], None]) -> None:
     except SystemExit as end:
         code = end.code
     try:
-        threading._shutdown()  # type: ignore[attr-defined]  # with these two, multiprocessing's processes end, too
+        threading._shutdown()  # type: ignore[attr-defined]  # multiprocessing ends its processes with these two
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
-    except OSError:  # a full disk, or a closed pipe: Python has its own words for it
+    except OSError:  # a full disk or a closed pipe, which Python reports in its own way
         sys.exit(code)
     if isinstance(code, str):
         sys.exit(code)
     os._exit(code or 0)
 
 
+def _write_out() -> None:
+    """Flush the files that callbacks and modules of the user's left open, then keep the collector from exiting slowly.
+
+    Python would do the former as it exits, and look through all objects once more, which takes 1.7 s after a sweep.
+    """
+    gc.collect()  # a callback and its trainer refer to each other
+    for file in gc.get_objects():
+        if isinstance(file, io.TextIOWrapper | io.BufferedWriter) and not file.closed and file.writable():
+            file.flush()
+    gc.freeze()
+
+
+def is_multirun() -> bool:
+    """Return whether the command line asks for a sweep."""
+    return bool({"-m", "--multirun"} & set(sys.argv[1:]))
+
+
 def _leave_at_once(number: int, frame: object) -> None:
     """Answer a Ctrl-C before anything has begun: libraries that are being imported lose it, or fail in odd ways."""
     os.write(2, b"interrupted\n")
-    if HydraConfig.initialized() and (hydra := HydraConfig.get()).mode == RunMode.RUN:
-        run_folder.remove_unused(Path(hydra.runtime.output_dir), f"{hydra.job.name}.log")
-    os._exit(128 + number)
+    try:
+        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
+            run_folder.remove_unused(
+                Path(HydraConfig.get().runtime.output_dir), log=f"{HydraConfig.get().job.name}.log"
+            )
+    finally:  # whatever that ran into: Hydra may not have made the folder yet
+        os._exit(128 + number)
 
 
 def _run(task: Callable[[DictConfig], Any], config_name: str, paths: Sequence[str]) -> None:
-    atexit.register(gc.freeze)  # else Python looks through all objects once more as it exits, 1.7 s after a sweep
+    atexit.register(_write_out)
     register_resolvers()
-    arguments = [_quoted(argument, paths) for argument in sys.argv[1:]]
-    # Hydra's parser takes no further KEY=VALUE after options that stand among them.
-    sys.argv[1:] = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
-    full_error = os.environ.get("HYDRA_FULL_ERROR")
-    if full_error == "1":
+    sys.argv[1:] = [_quoted(argument, paths) for argument in sys.argv[1:]]
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
         _run_hydra(task, config_name)
         return
 
@@ -126,13 +146,12 @@ def _run(task: Callable[[DictConfig], Any], config_name: str, paths: Sequence[st
     try:
         _run_hydra(task_in_own_environment, config_name)
     except KeyboardInterrupt:
-        if not {"-m", "--multirun"} & set(sys.argv):
+        if not is_multirun():
             print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        nulls = [argument for argument in sys.argv[1:] if argument.endswith("=null")]
-        if type(error) is ValueError and nulls:  # Hydra's, which does not say for which
-            error = UserError(f"{nulls[0]}: names no option; to take a part out, write ~{nulls[0].partition('=')[0]}")
+        if type(error) is ValueError and (refused := _refused_option(sys.argv[1:])):
+            error = UserError(refused)
         tell_and_exit(error)
     finally:
         os.environ.pop("HYDRA_FULL_ERROR", None)
@@ -149,6 +168,7 @@ def _parser() -> ArgumentParser:
     # --shell-completion, which is made when it is shown.
     with patch.object(ArgumentParser, "_check_help", lambda parser, action: None, create=True):
         parser = get_args_parser()
+    parser.parse_args = parser.parse_intermixed_args  # type: ignore[method-assign]  # KEY=VALUE may follow options
     parser.error = _refuse  # type: ignore[method-assign]
     return parser
 
@@ -194,7 +214,7 @@ def only_in_the_log_file() -> Iterator[None]:
 
 
 @contextmanager
-def fast_imports() -> Iterator[None]:
+def fast_imports(*, freeze: bool = True) -> Iterator[None]:
     """Import torch and lightning without garbage collection, and without what nothing here uses.
 
     They make half a million objects that all stay; looking through them again and again takes 1.4 seconds, and
@@ -207,6 +227,7 @@ def fast_imports() -> Iterator[None]:
         yield
         return
     has_requirement, has_package = imports.RequirementCache.__bool__, imports.package_available
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         with (
@@ -219,8 +240,10 @@ def fast_imports() -> Iterator[None]:
         ):
             yield
     finally:
-        gc.freeze()
-        gc.enable()
+        if freeze:
+            gc.freeze()
+        if was_enabled:
+            gc.enable()
         _hear_interrupts()
 
 
@@ -284,11 +307,7 @@ def describe(error: BaseException) -> str:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         if group in ("hydra/sweeper", "hydra/launcher") and (extra := option.split("_")[0]) in EXTRAS:
             return f"{group}={option}: not installed; pip install 'mnist-lit[{extra}]'"
-        # Hydra gives no options for a group that takes a list.
-        options = error.options or sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
-        close = difflib.get_close_matches(option.lower(), options, n=1)
-        hint = f"; did you mean {group}={close[0]}?" if close else ""
-        return f"{group}={option}: no such option, there are {', '.join(options)}{hint}"
+        return _no_such_option(group, option, error.options)
     told = str(error)
     ambiguous = re.search(r"Ambiguous value for argument '(.+)'", told)
     if several := ambiguous or re.search(r"Sweep parameters '(.+)' requires --multirun", told):
@@ -298,6 +317,26 @@ def describe(error: BaseException) -> str:
     if isinstance(error, OSError):
         return f"{error.strerror}: {error.filename}" if error.filename else " ".join(str(error).split())
     return in_one_line(error)
+
+
+def _refused_option(arguments: Sequence[str]) -> str | None:
+    """Find the GROUP=OPTION that Hydra's error does not name where the option is null or a number."""
+    for argument in arguments:
+        group, _, option = argument.partition("=")
+        if group and (CONF_DIR / group).is_dir() and option not in _options(group):
+            return _no_such_option(group, option)
+    return None
+
+
+def _no_such_option(group: str, option: str, options: Sequence[str] | None = None) -> str:
+    options = options or _options(group)  # Hydra gives none for a group that takes a list
+    close = difflib.get_close_matches(option.lower(), options, n=1)
+    hint = f"; did you mean {group}={close[0]}?" if close else ""
+    return f"{group}={option}: no such option, there are {', '.join(options)}{hint}"
+
+
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
 
 
 def _similar_key(error: ConfigKeyError | ConfigAttributeError) -> str:

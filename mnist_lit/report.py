@@ -39,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(_refuse(str(error)))
     except OSError as error:
         sys.exit(_refuse(f"{error.strerror}: {error.filename}"))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def find_folders(patterns: Sequence[str]) -> list[Path]:

@@ -87,15 +87,15 @@ def check_is_new(run_dir: Path) -> None:
 
 @contextmanager
 def no_folder_left(run_dir: Path, log: str = "train.log") -> Iterator[None]:
-    """Remove the run folder, if nothing but its `log` is in it, when the run is refused before it starts."""
+    """Remove the run folder, if nothing but its `log` is in it, when a run ends before it has started."""
     try:
         yield
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         remove_unused(run_dir, log)
         raise
 
 
 def remove_unused(run_dir: Path, log: str) -> None:
-    """Remove a run folder if nothing but its `log` is in it."""
-    if {path.name for path in run_dir.iterdir()} <= {log, ".lock"}:
+    """Remove a run folder if nothing but its `log` is in it; never the folder that the user is in."""
+    if run_dir.resolve() != Path.cwd() and {path.name for path in run_dir.iterdir()} <= {log, ".lock"}:
         shutil.rmtree(run_dir, ignore_errors=True)

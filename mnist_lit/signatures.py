@@ -16,9 +16,10 @@ from mnist_lit.errors import UserError
 def check_arguments(key: str, target: Callable[..., Any], node: dict[str, Any]) -> None:
     """Compare a node's keys and values with the signature of what it configures; `key` is the node's own.
 
-    Raises UserError for the first key that `target` does not take, or value of another type than its hint.
+    Raises UserError for the first key that `target` does not take, value of another type than its hint, or key that is
+    missing; with `_partial_`, others may come later.
     """
-    names, takes_any, hints = _arguments_of(target)
+    names, required, takes_any, hints = _arguments_of(target)
     for name, value in node.items():
         if name in ("_target_", "_partial_", "_convert_", "_recursive_"):
             continue
@@ -30,19 +31,25 @@ def check_arguments(key: str, target: Callable[..., Any], node: dict[str, Any]) 
         is_built_first = isinstance(value, dict) and "_target_" in value
         if name in hints and not is_built_first and not _is_a(value, hints[name]):
             raise UserError(f"{dotted}={value}: must be {_in_words(hints[name])}")
+    for name in required:
+        if name not in node and not node.get("_partial_"):
+            dotted = f"{key}.{name}" if key else name
+            hint = "; add _partial_: true, the weights come later" if name == "params" else ""
+            raise UserError(f"{dotted} is missing: {key or 'every run'} needs it{hint}")
 
 
 @functools.cache  # the hints of lightning.Trainer take as long to read as all else here
-def _arguments_of(target: Callable[..., Any]) -> tuple[list[str], bool, dict[str, Any]]:
-    """Return the names of what can be given by keyword, whether any other can too, and the type hints."""
-    signature = inspect.signature(target)
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
-    names = [name for name, p in signature.parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+def _arguments_of(target: Callable[..., Any]) -> tuple[list[str], list[str], bool, dict[str, Any]]:
+    """Return the names of all arguments, and of those without a default, whether others can be named, and the hints."""
+    parameters = inspect.signature(target).parameters.values()
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    required = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     try:
         hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     except Exception:  # hints that only a type checker can read
         hints = {}
-    return names, takes_any, hints
+    return names, required, takes_any, hints
 
 
 def _is_a(value: Any, hint: Any) -> bool:

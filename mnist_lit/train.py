@@ -34,7 +34,7 @@ def main() -> None:
     try:
         cli.run(train, config_name="train", paths=["resume"])
     except SystemExit as end:
-        if end.code in (128 + signal.SIGINT, 128 + signal.SIGTERM) and {"-m", "--multirun"} & set(sys.argv):
+        if end.code in (128 + signal.SIGINT, 128 + signal.SIGTERM) and cli.is_multirun():
             print("interrupted; the same command again goes on", file=sys.stderr)
         raise
 

@@ -66,6 +66,20 @@ def test_fast_imports_collects_after_an_error() -> None:
     assert gc.isenabled()
 
 
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_fast_imports_leave_a_caller_its_collector(monkeypatch: pytest.MonkeyPatch, is_enabled: bool) -> None:
+    monkeypatch.delitem(sys.modules, "lightning")  # as in a new process
+    frozen = gc.get_freeze_count()
+    (gc.enable if is_enabled else gc.disable)()
+    try:
+        with cli.fast_imports(freeze=False):
+            assert not gc.isenabled()
+        assert gc.isenabled() == is_enabled
+    finally:
+        gc.enable()
+    assert gc.get_freeze_count() == frozen
+
+
 def test_fast_imports_hide_what_torchmetrics_would_import(monkeypatch: pytest.MonkeyPatch) -> None:
     def seen() -> list[bool]:
         caches = [imports.RequirementCache(name) for name in ("torchvision", "scipy", "torch")]
@@ -169,13 +183,31 @@ def test_what_a_user_can_mend_exits_with_2_and_one_line(command: Command, tmp_pa
     assert list(tmp_path.glob("outputs/train/*/*")) == []
 
 
-def test_first_run_on_a_machine_prints_what_any_run_prints(command: Command, tmp_path: Path) -> None:
+CARELESS = """
+import lightning as L
+
+log = open("module.txt", "w")
+
+class Writer(L.Callback):
+    def on_fit_end(self, trainer, pl_module):
+        self.trainer = trainer
+        self.file = open("callback.txt", "w")
+        self.file.write("written")
+        log.write("written")
+"""
+
+
+def test_whole_run_in_a_process_of_its_own(command: Command, tmp_path: Path) -> None:
     (tmp_path / "fonts").mkdir()
-    done = command("train", "debug=fast", MPLCONFIGDIR=str(tmp_path / "fonts"))
+    (tmp_path / "mine.py").write_text(CARELESS)
+    done = command("train", "debug=fast", "+callbacks.mine._target_=mine.Writer", MPLCONFIGDIR=str(tmp_path / "fonts"))
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "curves      tensorboard --logdir outputs")
-    assert list((tmp_path / "fonts").iterdir())  # matplotlib has looked for them
+    # Nothing else is printed, though matplotlib has looked for fonts for the first time.
     (line,) = done.stderr.splitlines()
     assert line.startswith("epoch 1/1  train/loss 0.")
+    assert list((tmp_path / "fonts").iterdir())
+    # What nobody closed is written all the same.
+    assert [(tmp_path / name).read_text() for name in ("callback.txt", "module.txt")] == ["written", "written"]
 
 
 PROGRAM = """
@@ -264,13 +296,23 @@ def test_path_is_taken_as_it_stands(main: Main, monkeypatch: pytest.MonkeyPatch,
     assert seen == [path, "x,y"]
 
 
-def test_refused_run_takes_its_own_folder_away(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [UserError("no"), KeyboardInterrupt("no")])
+def test_run_that_never_starts_takes_its_own_folder_away(tmp_path: Path, end: BaseException) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "train.log").write_text("", encoding="utf-8")
-    with pytest.raises(UserError, match=r"^no$"), run_folder.no_folder_left(folder):
-        raise UserError("no")
+    with pytest.raises(type(end), match=r"^no$"), run_folder.no_folder_left(folder):
+        raise end
     assert not folder.exists()
+
+
+def test_folder_that_the_user_is_in_is_never_taken_away(
+    main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert main("data=sample", "optimizer.lr=abc", "hydra.run.dir=.").code == 2
+    assert (tmp_path / "empty" / "train.log").exists()
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "server.log", "old/train.log"])

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mnist_lit import cli
 from mnist_lit.data.idx import read_idx
 from mnist_lit.data.sources import FILES, SAMPLE_DIR, TEST_LABELS
+from mnist_lit.module import Classifier
 from mnist_lit.train import train
 
 Plant = Callable[..., Path]
@@ -232,6 +233,18 @@ def test_validation_images_of_another_data_set_are_new_to_the_network(
     outcome = main(f"ckpt={trained.folder}", "split=val", "+data.name=Other", "+data.val_size=300", module="evaluate")
     assert outcome.code == 0
     assert sum(one["num_images"] for one in evaluation(outcome, tmp_path)["classes"]) == 300
+
+
+def test_ctrl_c_leaves_no_folder(
+    trained: Trained, main: Main, tmp_path: Path, ctrl_c: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Classifier, "test_step", interrupted)
+    outcome = main(f"ckpt={trained.folder}", module="evaluate")
+    assert (outcome.code, outcome.out, outcome.err) == (130, "", "interrupted\n")
+    assert list(tmp_path.glob("outputs/evaluate/*/*")) == []
 
 
 def test_diverged_network_is_refused(plant: Plant, main: Main, tmp_path: Path) -> None:

@@ -65,6 +65,17 @@ def test_optimiser_by_yaml(train_run: Train, overrides: list[str], settings: dic
     assert run.values("train/loss")[0] < 0.12
 
 
+def test_augmentation_may_be_a_dataclass(train_run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "noise.py").write_text(
+        "from dataclasses import dataclass\n\n@dataclass\nclass Shift:\n    by: list[int]\n\n"
+        "    def __call__(self, images):\n        return images.roll(self.by[0], 2) if type(self.by) is list else images\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    plain = train_run("trainer.max_epochs=1", run="plain")
+    run = train_run("trainer.max_epochs=1", "+augmentation._target_=noise.Shift", "+augmentation.by=[1]")
+    assert run.values("train/loss") != plain.values("train/loss")
+
+
 def test_cross_entropy_by_yaml(train_run: Train) -> None:
     run = train_run("loss=cross_entropy", "trainer.max_epochs=1", "trainer.log_every_n_steps=1")
     assert run.values("train/loss")[0] == pytest.approx(math.log(10), abs=0.3)

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import shutil
 import signal
 import sys
 from dataclasses import fields
@@ -322,12 +323,14 @@ def test_a_ctrl_c_ends_at_once_until_libraries_are_imported(
     assert capfd.readouterr().err == "interrupted\n"
 
 
-@pytest.mark.parametrize("left", [[], ["train.log", "config.yaml"]], ids=["new", "resumed"])
+@pytest.mark.parametrize("left", [[], None, ["train.log", "config.yaml"]], ids=["new", "not_made_yet", "resumed"])
 def test_an_early_ctrl_c_leaves_no_folder(
-    ctrl_c: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, left: list[str]
+    ctrl_c: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, left: list[str] | None
 ) -> None:
     def task(cfg: DictConfig) -> None:
-        for name in left:
+        if left is None:
+            shutil.rmtree(cfg.run_dir)
+        for name in left or []:
             (Path(cfg.run_dir) / name).touch()
         handler = signal.getsignal(signal.SIGINT)
         assert callable(handler)
@@ -341,7 +344,7 @@ def test_an_early_ctrl_c_leaves_no_folder(
     monkeypatch.setattr(os, "_exit", leave)
     with pytest.raises(SystemExit, match="130"):
         cli.run(task, "train")
-    assert sorted(path.name for path in tmp_path.glob("run/*")) == sorted(left)
+    assert sorted(path.name for path in tmp_path.glob("run/*")) == sorted(left or [])
     assert (tmp_path / "run").exists() == bool(left)
 
 

@@ -253,8 +253,8 @@ class Preflight:
         name = job_name(self.keys, overrides)
         with _as_the_running_job(config, self.folder / name):
             cfg = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-            resolved = build.resolve(cfg)
-            self.is_blind &= resolved.get("data", {}).get("val_size") == 0
+            resolved = build.check_top_level(cfg)
+            self.is_blind &= resolved["data"].get("val_size") == 0
             job = ledger.Job(name=name, overrides=overrides, config_hash=config_hash(resolved))
             if ledger.is_done(ledger.read_result(self.folder / name), job.config_hash):
                 return job

@@ -205,6 +205,17 @@ def test_errors_of_the_users_are_one_line_and_code_2(
     assert printed.out == ""
 
 
+def test_ctrl_c_is_answered_in_one_word(
+    grid: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mnist_lit.sweep.report.write_report", interrupted)
+    assert run_entry_point(str(grid)) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_help_is_quick_and_readable(tmp_path: Path) -> None:
     script = (
         "import sys, mnist_lit.report as report\n"
