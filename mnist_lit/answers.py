@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,11 +41,6 @@ def answer(predictor: Predictor, images: Pixels, files: Sequence[Path], *, batch
                 first, second = (predictor.class_names[index] for index in classes)
                 answers.append(Answer(str(file), first, values[0], second, values[1]))
     return answers
-
-
-def refused(reasons: Mapping[Path, str]) -> list[Answer]:
-    """Return the answers that say why there is none."""
-    return [Answer(str(file), error=reason) for file, reason in reasons.items()]
 
 
 def to_table(answers: Sequence[Answer]) -> str:

@@ -63,7 +63,9 @@ def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
         **({} if "plugins" in cfg.trainer else {"plugins": [WholeFiles()]}),
     )
     StepLoop.install(trainer)
-    return Run(config=config, overrides=overrides, datamodule=datamodule, module=module, trainer=trainer, timer=timer)
+    return Run(
+        config=config, overrides=list(overrides), datamodule=datamodule, module=module, trainer=trainer, timer=timer
+    )
 
 
 def build_job(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:

@@ -293,10 +293,12 @@ def in_multirun(value: Any, otherwise: Any) -> Any:
 def describe(error: BaseException) -> str:
     """Return the error in one line, Hydra's and OmegaConf's put into the user's words."""
     cause = error.__cause__
-    resolving: BaseException | None = error if isinstance(error, InterpolationResolutionError) else None
-    while resolving := resolving and resolving.__context__:
-        if isinstance(resolving, UserError):
-            return in_one_line(resolving)
+    if isinstance(error, InterpolationResolutionError):
+        below = error.__context__
+        while below is not None:
+            if isinstance(below, UserError):  # of one of our resolvers
+                return in_one_line(below)
+            below = below.__context__
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
         known = [str(key) for key in cause.parent_node if not str(key).startswith("_") and key != "hydra"]
         return f"{cause.full_key} is not a key: there are {', '.join(known)}{_similar_key(cause)}"

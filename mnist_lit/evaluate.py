@@ -15,36 +15,15 @@ def main() -> None:
 
 
 def evaluate(cfg: DictConfig) -> None:
-    """Score the checkpoint, print a table, and leave numbers and pictures in `cfg.run_dir`.
-
-    Raises UserError for what the user can mend; then no folder is left.
-    """
-    run_dir = Path(cfg.run_dir)
-    with run_folder.no_folder_left(run_dir, log="evaluate.log"):
+    """Check the configuration and score; raises UserError for what the user can mend, and then leaves no folder."""
+    with run_folder.no_folder_left(Path(cfg.run_dir), log="evaluate.log"):
         cli.require_checkpoint(cfg)
         with cli.fast_imports():
-            from mnist_lit.build import check_keys, restore_data
-            from mnist_lit.checkpoint import read_checkpoint
-            from mnist_lit.evaluation import Evaluation, build_scorer, check_classes, check_held_out, predict_split
-        options = check_keys(_top_level, cfg)
-        checkpoint = read_checkpoint(options["ckpt"])
-        module = checkpoint.classifier(trusted=options["trusted"])
-        own, named = checkpoint.config["data"], options["data"]
-        if "class_names" in named:
-            check_classes(named["class_names"], of_network=own["class_names"])
-        datamodule = restore_data(own, named, trusted=options["trusted"])
-        if options["split"] == "val":
-            check_held_out(datamodule, own)
-        scorer = build_scorer(checkpoint.config["trainer"], accelerator=options["accelerator"], folder=run_dir)
-        datamodule.prepare_data()
-        predictions = predict_split(module, datamodule, scorer, options["split"])
-    evaluation = Evaluation(checkpoint, datamodule, options["split"], predictions)
-    evaluation.write(run_dir)
-    print(evaluation.table())
-    print(f"\n{'folder':14}{os.path.relpath(run_dir)}")
+            from mnist_lit.build import check_keys
+        score(**check_keys(score, cfg))
 
 
-def _top_level(
+def score(
     *,
     ckpt: str,
     data: dict[str, Any],
@@ -53,7 +32,26 @@ def _top_level(
     trusted: list[str],
     run_dir: str,
 ) -> None:
-    """Stand for the top level of the configuration: its keys and their types."""
+    """Score the checkpoint, print a table, and leave numbers and pictures in `run_dir`."""
+    from mnist_lit.build import restore_data
+    from mnist_lit.checkpoint import read_checkpoint
+    from mnist_lit.evaluation import Evaluation, build_scorer, check_classes, check_held_out, predict_split
+
+    checkpoint = read_checkpoint(ckpt)
+    module = checkpoint.classifier(trusted=trusted)
+    own = checkpoint.config["data"]
+    if "class_names" in data:
+        check_classes(data["class_names"], of_network=own["class_names"])
+    datamodule = restore_data(own, data, trusted=trusted)
+    if split == "val":
+        check_held_out(datamodule, own)
+    scorer = build_scorer(checkpoint.config["trainer"], accelerator=accelerator, folder=Path(run_dir))
+    datamodule.prepare_data()
+    predictions = predict_split(module, datamodule, scorer, split)
+    evaluation = Evaluation(checkpoint, datamodule, split, predictions)
+    evaluation.write(Path(run_dir))
+    print(evaluation.table())
+    print(f"\n{'folder':14}{os.path.relpath(run_dir)}")
 
 
 if __name__ == "__main__":

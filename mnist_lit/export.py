@@ -2,17 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig
 
 from mnist_lit import cli
 from mnist_lit.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from mnist_lit.checkpoint import Checkpoint
 
 # What was written is compared with the network on so many.
 NUM_DIGITS = 1000
@@ -24,25 +19,40 @@ def main() -> None:
 
 
 def export(cfg: DictConfig) -> None:
-    """Write the checkpoint's network as a file for other programs, and print what it takes and gives.
-
-    Raises UserError, and leaves no file, for what the user can mend and if the file gave other answers.
-    """
+    """Check the configuration and write; raises UserError for what the user can mend."""
     cli.require_checkpoint(cfg)
     with cli.fast_imports():
-        from mnist_lit import formats
         from mnist_lit.build import check_keys
-        from mnist_lit.checkpoint import read_checkpoint
-    options = check_keys(_top_level, cfg)
-    file_format = formats.find_format(options["format"])
-    checkpoint = read_checkpoint(options["ckpt"])
-    path = Path(options["output"] or _default_path(checkpoint.path).with_suffix(file_format.suffix))
+    write(**check_keys(write, cfg))
+
+
+def write(
+    *,
+    ckpt: str,
+    data: dict[str, Any],
+    format: str,  # noqa: A002 (what users call it)
+    output: str | None,
+    trusted: list[str],
+) -> None:
+    """Write the checkpoint's network as a file for other programs, and print what it takes and gives.
+
+    It is compared with the network on test images of `data`, else of the network's own data set. Raises UserError, and
+    leaves no file, if it gave other answers.
+    """
+    from mnist_lit import formats
+    from mnist_lit.build import restore_data
+    from mnist_lit.checkpoint import read_checkpoint
+
+    file_format = formats.find_format(format)
+    checkpoint = read_checkpoint(ckpt)
+    path = Path(output or _default_path(checkpoint.path).with_suffix(file_format.suffix))
     if path.suffix != file_format.suffix:
-        raise UserError(
-            f"output={path}: must end in {file_format.suffix}, as a file of format={options['format']} does"
-        )
-    predictor = checkpoint.predictor(trusted=options["trusted"])
-    digits = _test_digits(checkpoint, options["data"], trusted=options["trusted"])
+        raise UserError(f"output={path}: must end in {file_format.suffix}, as a file of format={format} does")
+    predictor = checkpoint.predictor(trusted=trusted)
+    datamodule = restore_data(checkpoint.config["data"], data, trusted=trusted)
+    datamodule.prepare_data()
+    datamodule.setup()
+    digits = datamodule.test.images[:NUM_DIGITS]
     difference = formats.write_checked(predictor, path, file_format, digits)
     rows = {
         "file": f"{os.path.relpath(path)} ({path.stat().st_size / 1e6:.1f} MB)",
@@ -56,27 +66,6 @@ def export(cfg: DictConfig) -> None:
 def _default_path(checkpoint: Path) -> Path:
     """Return RUN/model for RUN/checkpoints/best.ckpt, and the path itself for a checkpoint that lies elsewhere."""
     return checkpoint.parent.parent / "model" if checkpoint.parent.name == "checkpoints" else checkpoint
-
-
-def _test_digits(checkpoint: "Checkpoint", named: dict[str, Any], *, trusted: list[str]) -> "Tensor":
-    """Return test images uint8 [N, 28, 28] of the data set that was named, else of the network's own."""
-    from mnist_lit.build import restore_data
-
-    datamodule = restore_data(checkpoint.config["data"], named, trusted=trusted)
-    datamodule.prepare_data()
-    datamodule.setup()
-    return datamodule.test.images[:NUM_DIGITS]
-
-
-def _top_level(
-    *,
-    ckpt: str,
-    data: dict[str, Any],
-    format: str,  # noqa: A002 (what users call it)
-    output: str | None,
-    trusted: list[str],
-) -> None:
-    """Stand for the top level of the configuration: its keys and their types."""
 
 
 if __name__ == "__main__":

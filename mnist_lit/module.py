@@ -151,8 +151,8 @@ class Classifier(L.LightningModule):
                 device.set_rng_state(checkpoint["progress"]["device_rng_state"][name])
         self.images_seen = checkpoint["progress"]["images_seen"]
         self.history = {
-            tag: [(int(step), value) for step, value in torch.as_tensor(points, dtype=torch.float64).tolist()]
-            for tag, points in checkpoint["progress"]["history"].items()  # lists of points in early checkpoints
+            tag: [(int(step), value) for step, value in points.tolist()]
+            for tag, points in checkpoint["progress"]["history"].items()
         }
 
     def _accelerator(self) -> dict[str, Any]:

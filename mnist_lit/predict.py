@@ -16,47 +16,16 @@ def main() -> None:
 
 
 def predict(cfg: DictConfig) -> None:
-    """Print what digits the pictures show; leave the answers, and the pictures as the network saw them, in files.
-
-    Bad pictures are named on stderr and left out; then it raises SystemExit with code 2, when the others are
-    done. Raises UserError for what the user can mend; then no folder is left.
-    """
-    run_dir = Path(cfg.run_dir)
-    with run_folder.no_folder_left(run_dir, log="predict.log"):
+    """Check the configuration and read; raises UserError for what the user can mend, and then leaves no folder."""
+    with run_folder.no_folder_left(Path(cfg.run_dir), log="predict.log"):
         cli.require_checkpoint(cfg)
         cli.require(cfg, "images", "a picture, a folder or a glob")
-        # Here, so that --help and refusals come at once.
         with cli.fast_imports():
-            from mnist_lit import answers, pictures
             from mnist_lit.build import check_keys
-            from mnist_lit.checkpoint import read_checkpoint
-            from mnist_lit.data import album
-        options = check_keys(_top_level, cfg)
-        for key in ("batch_size", "num_images"):
-            if options[key] < 1:
-                raise UserError(f"{key}={options[key]}: must be at least 1")
-        output = Path(options["output"] or run_dir / "predictions.csv")
-        answers.check_format(output)
-        files = album.find(options["images"])
-        predictor = read_checkpoint(options["ckpt"]).predictor(trusted=options["trusted"])
-    photos = album.load(files)
-    given = answers.answer(predictor, photos.images, photos.files, batch_size=options["batch_size"])
-    refused = answers.refused(photos.refused)
-    answers.write(output, [*given, *refused])
-    if given:
-        shown = given[: options["num_images"]]
-        titles = [f"{one.digit} {one.confidence:.0%}" for one in shown]
-        pictures.save(pictures.draw_images(photos.images[: len(shown)], titles), run_dir / "pictures.png")
-        print(answers.to_table(given))
-    print(f"\n{'answers':10}{os.path.relpath(output)}\n{'folder':10}{os.path.relpath(run_dir)}", flush=True)
-    for one in refused:
-        print(f"error: {one.file}: {one.error}", file=sys.stderr)
-    if refused:
-        print(f"error: {len(refused)} of {len(files)} files left out", file=sys.stderr)
-        raise SystemExit(2)
+        read(**check_keys(read, cfg))
 
 
-def _top_level(
+def read(
     *,
     ckpt: str,
     images: str,
@@ -66,7 +35,35 @@ def _top_level(
     trusted: list[str],
     run_dir: str,
 ) -> None:
-    """Stand for the top level of the configuration: its keys and their types."""
+    """Print what digits the pictures show; leave the answers, and the pictures as the network saw them, in files.
+
+    Bad pictures are named on stderr and left out; then it raises SystemExit with code 2, when the others are done.
+    """
+    from mnist_lit import answers, pictures
+    from mnist_lit.checkpoint import read_checkpoint
+    from mnist_lit.data import album
+
+    for key, value in {"batch_size": batch_size, "num_images": num_images}.items():
+        if value < 1:
+            raise UserError(f"{key}={value}: must be at least 1")
+    answers_file = Path(output or f"{run_dir}/predictions.csv")
+    answers.check_format(answers_file)
+    files = album.find(images)
+    predictor = read_checkpoint(ckpt).predictor(trusted=trusted)
+    photos = album.load(files)
+    given = answers.answer(predictor, photos.images, photos.files, batch_size=batch_size)
+    refused = [answers.Answer(str(file), error=reason) for file, reason in photos.refused.items()]
+    answers.write(answers_file, [*given, *refused])
+    if given:
+        titles = [f"{one.digit} {one.confidence:.0%}" for one in given[:num_images]]
+        pictures.save(pictures.draw_images(photos.images[:num_images], titles), Path(run_dir) / "pictures.png")
+        print(answers.to_table(given))
+    print(f"\n{'answers':10}{os.path.relpath(answers_file)}\n{'folder':10}{os.path.relpath(run_dir)}", flush=True)
+    for one in refused:
+        print(f"error: {one.file}: {one.error}", file=sys.stderr)
+    if refused:
+        print(f"error: {len(refused)} of {len(files)} files left out", file=sys.stderr)
+        raise SystemExit(2)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """One run: fit, test, and the result that says how it ended."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mnist_lit.module import Classifier
 from mnist_lit.result import Result, Status, config_hash
 
 
+@dataclass(kw_only=True, eq=False)
 class Run:
     """Everything that one run needs, built and checked, and what is known of it so far.
 
@@ -26,27 +28,21 @@ class Run:
     one of the trainer's callbacks, times the epochs with their validation, logging and checkpoints.
     """
 
-    def __init__(
-        self,
-        *,
-        config: dict[str, Any],
-        overrides: Sequence[str],
-        datamodule: MNISTDataModule,
-        module: Classifier,
-        trainer: L.Trainer,
-        timer: Timer,
-    ) -> None:
-        self.config = config
-        self.overrides = list(overrides)
-        self.datamodule = datamodule
-        self.module = module
-        self.trainer = trainer
-        self.timer = timer
-        self.run_dir = Path(trainer.default_root_dir)
-        self.result: Result | None = None
-        self.metrics: dict[str, float] = {}
-        self.best_epoch: int | None = None
-        self.fit_seconds: float | None = None
+    config: dict[str, Any]
+    overrides: list[str]
+    datamodule: MNISTDataModule
+    module: Classifier
+    trainer: L.Trainer
+    timer: Timer
+    result: Result | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    best_epoch: int | None = None
+    fit_seconds: float | None = None
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder that all files of the run go to."""
+        return Path(self.trainer.default_root_dir)
 
     def execute(self, *, test: bool, resume_from: Path | None = None) -> Result:
         """Fit, then test with the best checkpoint if `test`; write `result.json` last and return it.

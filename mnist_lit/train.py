@@ -106,8 +106,9 @@ def _checkpoint_of(run: "Run") -> Path | None:
     Raises UserError, before anything in the run's folder is touched, for one that is damaged or has had more epochs,
     and for a run that has finished without one.
     """
+    is_finished = (ledger.read_result(run.run_dir) or {}).get("status") == "finished"
     if (found := run.last_checkpoint()) is None:
-        if (ledger.read_result(run.run_dir) or {}).get("status") == "finished":
+        if is_finished:
             raise UserError(
                 f"{run.run_dir}: finished, and kept no checkpoints/last.ckpt to go on from (callbacks.last)"
             )
@@ -117,7 +118,7 @@ def _checkpoint_of(run: "Run") -> Path | None:
     num_epochs, max_epochs = checkpoint["epoch"] + 1, run.trainer.max_epochs
     if max_epochs is not None and 0 <= max_epochs < num_epochs:
         raise UserError(f"trainer.max_epochs={max_epochs}: the run is in its epoch {num_epochs} already")
-    if num_epochs == max_epochs and (ledger.read_result(run.run_dir) or {}).get("status") == "finished":
+    if num_epochs == max_epochs and is_finished:
         is_fixed = bool(run.module.schedule and run.module.schedule.length_argument)
         log.info("nothing is left to train%s", "" if is_fixed else "; trainer.max_epochs=N goes on for longer")
     run.forget_after(checkpoint["global_step"])

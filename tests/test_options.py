@@ -68,7 +68,7 @@ def test_optimiser_by_yaml(train_run: Train, overrides: list[str], settings: dic
 def test_augmentation_may_be_a_dataclass(train_run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "noise.py").write_text(
         "from dataclasses import dataclass\n\n@dataclass\nclass Shift:\n    by: list[int]\n\n"
-        "    def __call__(self, images):\n        return images.roll(self.by[0], 2) if type(self.by) is list else images\n"
+        "    def __call__(self, images):\n        return images.roll(self.by[0], 2) if type(self.by) is list else 0\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     plain = train_run("trainer.max_epochs=1", run="plain")

@@ -15,7 +15,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -172,14 +172,7 @@ def _fetch(source: Source, problems: Mapping[str, str]) -> None:
         with tempfile.TemporaryDirectory(dir=source.folder.parent, prefix=".staging-") as staging:
             try:
                 log.info("Fetching %s into %s from %s", source.name, source.folder, fetcher)
-                fetched = Source(
-                    name=source.name,
-                    root=source.root,
-                    source_dir=FETCHERS[fetcher](source, Path(staging)),
-                    fetch_from=(),
-                    npm_package=None,
-                    checksums=source.checksums,
-                )
+                fetched = replace(source, source_dir=FETCHERS[fetcher](source, Path(staging)))
                 if damaged := fetched.problems():
                     raise UserError(next(iter(damaged.values())))
             except FETCH_ERRORS as error:
