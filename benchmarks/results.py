@@ -254,7 +254,8 @@ def table(records: dict[str, dict[str, Any]]) -> str:
     where = "; ".join(machines)
     lines += [
         "",
-        f"n is the number of seeds; the fit's seconds are reckoned from two epochs of one run alone on {where}.",
+        "n is the number of seeds; fit times are extrapolated from two epochs of a single run on an idle machine: "
+        f"{where}.",
     ]
     if {"tuned", "cross_entropy"} <= records.keys():
         lines.append(compare(records["tuned"], records["cross_entropy"]))
@@ -270,20 +271,20 @@ def compare(mse: dict[str, Any], cross_entropy: dict[str, Any]) -> str:
     better = "squared error" if difference < 0 else "cross-entropy"
     verdict = "significant at 5 %" if p_value < 0.05 else "not significant at 5 %"
     return (
-        f"Between the losses, {better} errs less by {abs(difference):.2f} points (paired t-test over {len(one)} seeds: "
-        f"p = {p_value:.2g}, {verdict})."
+        f"Of the two losses, {better} has the lower error, by {abs(difference):.2f} points (paired t-test over "
+        f"{len(one)} seeds: p = {p_value:.2g}, {verdict})."
     )
 
 
 def with_table(readme: str, records: dict[str, dict[str, Any]]) -> str:
-    """Put the table in the place of the one between the two marks."""
+    """Replace the table between the two marks."""
     before, rest = readme.split(BEGIN)
     after = rest.split(END)[1]
     return f"{before}{BEGIN}{table(records)}{END}{after}"
 
 
 def with_measured(experiment: str, record: dict[str, Any]) -> str:
-    """Put what was measured in the place of an experiment's line that says so."""
+    """Replace an experiment's line that says what was measured."""
     measured = (
         f"# Measured: {in_percent(record)} % test error (n = {len(record['seeds'])}); {record['num_epochs']} epochs "
         f"take {fit_seconds(record):.0f} s and {record['peak_memory_mb'] / 1000:.1f} GB on {record['machine']}."

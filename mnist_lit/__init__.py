@@ -6,7 +6,7 @@
     model = load_model(run.run_dir)  # uint8 images [B, 28, 28] -> probabilities [B, 10]
 
 Both import what takes seconds when they are called. Importing the entry point `mnist_lit.train`, which needs the
-command line, puts that module in the place of the function.
+command line, replaces the function by that module.
 """
 
 from collections.abc import Sequence

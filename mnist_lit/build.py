@@ -6,6 +6,7 @@ is built here takes plain arguments.
 
 import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from mnist_lit.callbacks.checkpoint import WholeFiles
 from mnist_lit.data import MNISTDataModule
 from mnist_lit.errors import UserError, in_one_line
 from mnist_lit.loop import StepLoop
-from mnist_lit.module import Classifier
+from mnist_lit.module import Classifier, Schedule
 from mnist_lit.run import Run
 from mnist_lit.signatures import check_arguments
 
@@ -127,12 +128,12 @@ def restore(config: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> Classi
 def restore_data(
     own: Mapping[str, Any], named: Mapping[str, Any] | None = None, *, trusted: Sequence[str] = ()
 ) -> MNISTDataModule:
-    """Build the data module that the user's group `data` names, else that of a checkpoint's, with its caution.
+    """Build the data set that the user's group `data` names, else the checkpoint's own, vetted as in `restore`.
 
-    Where `named` names no data set, it only changes values of the network's `own`. Images are normalised by the mean
-    and std of the network's own data set in both cases: they are a part of what was trained, and go wherever it is
-    used (`Predictor`), where nobody knows those of the images to come. Adapting them would score another network, and
-    one that has seen something of its test. Raises UserError as `restore` and `build` do.
+    Where `named` names no data set, it only changes values of the network's `own`. In both cases, images are normalised
+    by the mean and std of the network's own data set, which are a part of what was trained (see `Predictor`): with
+    statistics of the new images it would be another network, one that has seen its test. Raises UserError as `restore`
+    and `build` do.
     """
     named = named or {}
     if "_target_" in named:
@@ -156,11 +157,11 @@ def _vetted(parts: Mapping[str, Any], trusted: Sequence[str]) -> dict[str, Any]:
     for key, node in _targets(vetted):
         target = str(node["_target_"])
         found = _locate(key, target) if _is_within(target, roots) else None
-        # By where it is defined, too: a path may lead through a module to what that imports.
+        # Check where it is defined, too: a dotted path may reach what a module merely imports.
         is_part = isinstance(found, type) and issubclass(found, nn.Module | L.LightningDataModule)
         if not (is_part and _is_within(str(found.__module__), roots)):
             raise UserError(
-                f"{key}._target_={target}: the checkpoint wants to build what is no network, loss or data set of "
+                f"{key}._target_={target}: the checkpoint wants to build what is no network, loss or data set from "
                 f"{', '.join(roots)}; if you trust it and know its package, add trusted=[{target.split('.')[0]}]"
             )
     for key, node in _targets(vetted):
@@ -175,7 +176,7 @@ def _check_plain(key: str, node: Any) -> None:
         for name, child in node.items() if is_group else enumerate(node):
             _check_plain(f"{key}.{name}" if key else str(name), child)
         return
-    # What was resolved when it was written and is not now would read this machine's environment, and more.
+    # Saved configurations are fully resolved; an interpolation left in one could read this machine's environment.
     is_unresolved = isinstance(node, str) and ("${" in node or node == "???")
     if is_unresolved or type(node) not in (str, int, float, bool, type(None)):
         shown = " ".join(node.split()) if isinstance(node, str) else type(node).__name__
@@ -187,22 +188,24 @@ def _is_within(path: str, packages: Sequence[str]) -> bool:
 
 
 def _check_shapes(module: Classifier, num_classes: int) -> None:
-    """Send one black image through the network and the loss."""
+    """Send two black images through the network and the loss; one would be broadcast."""
     module.eval()
     try:
         with torch.no_grad():
-            logits = module(torch.zeros(1, 28, 28))
+            logits = module(torch.zeros(2, 28, 28))
     except RuntimeError as error:
         raise UserError(f"model: takes no images of 28 x 28 pixels: {in_one_line(error)}") from error
     finally:
         module.train()
-    if logits.shape != (1, num_classes):
+    if logits.shape != (2, num_classes):
         raise UserError(
             f"model: gives {list(logits.shape[1:])} numbers for the {num_classes} classes of data.class_names; "
             f"set model.num_classes={num_classes}"
         )
     try:
-        module.loss(logits, torch.zeros(1, dtype=torch.int64))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # such as that logits and labels are broadcast
+            module.loss(logits, torch.zeros(2, dtype=torch.int64))
     except Exception as error:  # whatever a loss says to options that its constructor takes
         raise UserError(f"loss: {in_one_line(error)}") from error
 
@@ -222,6 +225,11 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     """
     config = check_top_level(cfg)
     check_arguments("sweep", _sweep, config["sweep"])
+    if schedule := (config["scheduler"] or {}).get("_target_"):
+        found = _locate("scheduler", schedule)
+        if not (isinstance(found, type) and issubclass(found, Schedule)):
+            wrapped = "must be mnist_lit.module.Schedule, which wraps torch's; see conf/scheduler/cosine.yaml"
+            raise UserError(f"scheduler._target_={schedule}: {wrapped}")
     for key, node in _targets(config):
         check_arguments(key, _locate(key, node["_target_"]), node)
     _check_together(config)
@@ -244,7 +252,7 @@ def check_keys(expected: Callable[..., Any], cfg: DictConfig) -> dict[str, Any]:
 
 
 def _check_together(config: dict[str, Any]) -> None:
-    """Check ranges that no constructor looks at, and values that only together are wrong."""
+    """Check ranges that no constructor looks at, and combinations that cannot work."""
     trainer, data, optimizer = config["trainer"], config["data"], config["optimizer"]
     if not 0 <= config["seed"] < 2**32:
         raise UserError(f"seed={config['seed']}: must be from 0 to 4294967295")
@@ -270,7 +278,7 @@ def _check_together(config: dict[str, Any]) -> None:
     if clip < 0:
         raise UserError(f"trainer.gradient_clip_val={clip}: must be above 0, or null: none")
     if not 0 < optimizer.get("lr", 1) < math.inf:
-        raise UserError(f"optimizer.lr={optimizer['lr']}: must be above 0")
+        raise UserError(f"optimizer.lr={optimizer['lr']}: must be above 0 and finite")
     limit_val_batches = trainer.get("limit_val_batches")
     for name, callback in config["callbacks"].items():
         if callback and not isinstance(callback, dict):

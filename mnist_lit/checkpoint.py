@@ -19,7 +19,7 @@ from mnist_lit.module import Classifier
 from mnist_lit.predictor import Predictor
 
 ALL_ITEMS = typeguard.CollectionCheckStrategy.ALL_ITEMS
-# What is read of a checkpoint without asking again whether it is there.
+# What a checkpoint must hold; checked once, here.
 CONTENT = {
     "hyper_parameters": {
         "model": dict[str, Any],

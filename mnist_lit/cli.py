@@ -31,6 +31,7 @@ from mnist_lit import run_folder
 from mnist_lit.errors import UserError, in_one_line
 from mnist_lit.result import flatten
 from mnist_lit.sweep.identity import job_name, sweep_name
+from mnist_lit.version import __version__
 
 PACKAGE = Path(__file__).parent
 # A wheel carries conf/ inside the package; in a checkout it lies beside it.
@@ -39,7 +40,7 @@ CONF_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent /
 # What `ckpt=` may name.
 CKPT = "a .ckpt file or a run's folder (outputs/train/DATE/TIME)"
 
-# Of pyproject.toml: plugins for Hydra.
+# Extras in pyproject.toml that install plugins for Hydra.
 EXTRAS = ("joblib", "optuna", "ray", "submitit")
 
 # What torchmetrics imports if it is there; see `fast_imports`.
@@ -52,8 +53,8 @@ file_log = logging.getLogger("mnist_lit.file_only")
 def run(task: Callable[[DictConfig], Any], config_name: str, *, paths: Sequence[str] = ()) -> None:
     """Run `task` with the configuration that Hydra composes from the command line.
 
-    `paths` are keys whose values are taken as they stand: the folders of a sweep have commas and equals signs in
-    their names, which Hydra would read as its own.
+    `paths` are keys whose values are taken literally: the folders of a sweep have commas and equals signs in their
+    names, which Hydra would parse.
     Exits with code 2 and one line on stderr for errors of the user's, with code 1 and one line for others,
     whose traceback goes to the log. With HYDRA_FULL_ERROR=1 everything is raised as it is.
     """
@@ -113,7 +114,7 @@ def is_multirun() -> bool:
 
 
 def _leave_at_once(number: int, frame: object) -> None:
-    """Answer a Ctrl-C before anything has begun: libraries that are being imported lose it, or fail in odd ways."""
+    """Exit at once on a Ctrl-C during start-up, when libraries being imported would swallow it or fail in odd ways."""
     os.write(2, b"interrupted\n")
     try:
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
@@ -126,6 +127,9 @@ def _leave_at_once(number: int, frame: object) -> None:
 
 def _run(task: Callable[[DictConfig], Any], config_name: str, paths: Sequence[str]) -> None:
     atexit.register(_write_out)
+    if sys.argv[1:] == ["--version"]:
+        print(f"mnist-lit {__version__}")
+        return
     register_resolvers()
     sys.argv[1:] = [_quoted(argument, paths) for argument in sys.argv[1:]]
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -133,7 +137,7 @@ def _run(task: Callable[[DictConfig], Any], config_name: str, paths: Sequence[st
         return
 
     def task_in_own_environment(cfg: DictConfig) -> Any:
-        os.environ.pop("HYDRA_FULL_ERROR", None)  # what the task starts should not inherit our setting
+        os.environ.pop("HYDRA_FULL_ERROR", None)  # processes that the task starts should not inherit ours
         try:
             return task(cfg)
         except Exception as error:
@@ -164,8 +168,8 @@ def _run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> None:
 
 def _parser() -> ArgumentParser:
     """Return Hydra's parser of the command line, whose refusals are told as all others are."""
-    # Since Python 3.14, argparse looks at a help text when it is given, and refuses that of Hydra 1.3.8's
-    # --shell-completion, which is made when it is shown.
+    # Since Python 3.14, argparse validates a help text when its option is added, and rejects the lazy one of Hydra
+    # 1.3.8's --shell-completion.
     with patch.object(ArgumentParser, "_check_help", lambda parser, action: None, create=True):
         parser = get_args_parser()
     parser.parse_args = parser.parse_intermixed_args  # type: ignore[method-assign]  # KEY=VALUE may follow options
@@ -174,7 +178,7 @@ def _parser() -> ArgumentParser:
 
 
 def _refuse(message: str) -> NoReturn:
-    raise UserError(f"{message}; settings are KEY=VALUE, without dashes: optimizer.lr=0.1 (--help has more)")
+    raise UserError(f"{message}; settings are written KEY=VALUE, without dashes; --help has examples")
 
 
 def compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
@@ -187,7 +191,7 @@ def compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
         with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
             return hydra.compose(config_name, list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(describe(error)) from None  # Hydra's own says the same over fifty lines
+        raise UserError(describe(error)) from None  # Hydra's own traceback has fifty lines
 
 
 def _quoted(argument: str, paths: Sequence[str]) -> str:
@@ -195,7 +199,7 @@ def _quoted(argument: str, paths: Sequence[str]) -> str:
     key, _, value = argument.partition("=")
     if key not in paths or not value or value[0] in "'\"":
         return argument
-    # Only backslashes before a quote mean more than themselves.
+    # A backslash escapes only in front of a quote.
     escaped = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + found[2].replace('"', '\\"'), value)
     return f'{key}="{escaped}"'
 
@@ -217,10 +221,10 @@ def only_in_the_log_file() -> Iterator[None]:
 def fast_imports(*, freeze: bool = True) -> Iterator[None]:
     """Import torch and lightning without garbage collection, and without what nothing here uses.
 
-    They make half a million objects that all stay; looking through them again and again takes 1.4 seconds, and
-    some of every collection later, so they are kept out of it for good. torchmetrics, which lightning brings, spends
-    1.3 seconds on SciPy and torchvision, for metrics of sounds and images, unless they seem to be missing: a few of
-    those metrics then say so for as long as the process lives.
+    The imports create half a million objects that all stay. Collecting garbage while they load takes 1.4 seconds, so
+    it waits, and with `freeze` they are left out of later collections. torchmetrics, which lightning brings, spends 1.3
+    seconds on SciPy and torchvision, for metrics of sounds and images, so both are reported missing meanwhile: a few of
+    those metrics stay unavailable in this process.
     """
     if "lightning" in sys.modules:  # done before, as in every job of a sweep but the first
         _hear_interrupts()
@@ -248,7 +252,7 @@ def fast_imports(*, freeze: bool = True) -> Iterator[None]:
 
 
 def _hear_interrupts() -> None:
-    """From now on, a Ctrl-C is for what runs to end in order."""
+    """Make Ctrl-C raise KeyboardInterrupt again: from here on, what runs ends in order by itself."""
     if signal.getsignal(signal.SIGINT) is _leave_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -257,8 +261,8 @@ def _hear_interrupts() -> None:
 def freeze_once() -> None:
     """Leave what the first job has imported out of later collections, each of which would take 10 to 40 ms longer.
 
-    Once, since what a job leaves behind for as long as Hydra needs it must be found later on. Not a part of the entry
-    point, whose functions launchers send to other processes by value: one with a cache cannot be.
+    Only once, so that the garbage of later jobs is still collected. It is not in the entry point, whose functions
+    launchers pickle by value, which fails for one with a cache.
     """
     gc.freeze()
 
@@ -301,7 +305,8 @@ def describe(error: BaseException) -> str:
             below = below.__context__
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
         known = [str(key) for key in cause.parent_node if not str(key).startswith("_") and key != "hydra"]
-        return f"{cause.full_key} is not a key: there are {', '.join(known)}{_similar_key(cause)}"
+        hint = _similar_key(cause) or (f"; a new one is +{cause.full_key}=VALUE" if "." in str(cause.full_key) else "")
+        return f"{cause.full_key} is not a key: there are {', '.join(known) or 'none'}{hint}"
     if isinstance(error, OverrideParseException):
         how = "write KEY=VALUE without spaces, in quotes where it has brackets: 'model.hidden_sizes=[256,64]'"
         return f"{error.override}: cannot be read; {how}"
@@ -354,15 +359,20 @@ def _similar_key(error: ConfigKeyError | ConfigAttributeError) -> str:
 
 
 def tell_and_exit(error: Exception) -> NoReturn:
-    """Print the error in one line and exit: with code 2 where the user can mend it, else with 1."""
+    """Print the error in one line and exit: with code 2 where the user can fix it, else with 1."""
     sys.exit(tell(error))
 
 
 def tell(error: Exception) -> int:
     """Print the error in one line, log it with its traceback where it is not the user's, return the exit code."""
-    users = isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError)
+    if isinstance(error, BrokenPipeError):  # whoever reads has seen enough; nor shall Python flush into it at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    is_users = isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError)
     line = f"error: {describe(error)}"
+    for handler in file_log.handlers:  # set up by Hydra once there is a run folder
+        file_log.error(line, exc_info=None if is_users else error)
+        if not is_users and isinstance(handler, logging.FileHandler):
+            line += f" (where: {os.path.relpath(handler.baseFilename)})"
     print(line, file=sys.stderr)
-    if file_log.handlers:  # set up by Hydra once there is a run folder
-        file_log.error(line, exc_info=None if users else error)
-    return 2 if users else 1
+    return 2 if is_users else 1

@@ -11,7 +11,7 @@ def main() -> None:
 
 
 def demo(cfg: DictConfig) -> None:
-    """Check the configuration and serve; raises UserError for what the user can mend."""
+    """Check the configuration and serve; raises UserError for what the user can fix."""
     cli.require_checkpoint(cfg)
     with cli.fast_imports():
         from mnist_lit.build import check_keys

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Something the user can mend: one line saying what was wrong, the value seen and what to do next.
+    """Something the user can fix: one line saying what was wrong, the value seen and what to do next.
 
     Entry points print it and exit with code 2.
     """

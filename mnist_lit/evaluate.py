@@ -15,7 +15,7 @@ def main() -> None:
 
 
 def evaluate(cfg: DictConfig) -> None:
-    """Check the configuration and score; raises UserError for what the user can mend, and then leaves no folder."""
+    """Check the configuration and score; raises UserError for what the user can fix, and then leaves no folder."""
     with run_folder.no_folder_left(Path(cfg.run_dir), log="evaluate.log"):
         cli.require_checkpoint(cfg)
         with cli.fast_imports():

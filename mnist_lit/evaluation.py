@@ -78,7 +78,7 @@ class Predictions:
         return multiclass_confusion_matrix(self.predicted, self.labels, num_classes=self.num_classes)
 
     def calibration_error(self) -> float:
-        """Return the expected calibration error: the bins' mean distance of accuracy and confidence, by images.
+        """Return the expected calibration error: the gap of accuracy and confidence, bins weighted by their images.
 
         As Guo et al. (2017), equation 3, over NUM_BINS bins. Of the predicted class alone, "right" is binary.
         """
@@ -188,7 +188,7 @@ class Evaluation:
         return {f"{self.split}/{name}": value for name, value in values.items()}
 
     def _mistakes(self) -> list[dict[str, Any]]:
-        """The index counts the images of the split in their file's order."""
+        """Return the mistakes as records; `index` is the image's position in the split."""
         names, scores = self.datamodule.class_names, self.predictions
         return [
             {

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 # For float32 torch asks MKL, which uses AVX2 on AMD's processors. oneDNN uses AVX-512 and takes half the time there: on
-# two Zen 5 cores 0.43 in place of 0.97 ms for [512, 784] by [784, 256], and backward as well. Not measured on Intel's.
+# two Zen 5 cores 0.43 instead of 0.97 ms for [512, 784] by [784, 256], and backward as well. Not measured on Intel's.
 IS_FASTER = (
     torch.backends.mkl.is_available()
     and torch.backends.mkldnn.is_available()
@@ -14,7 +14,8 @@ IS_FASTER = (
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
 
-# Multiplications: 256 images through a layer of 256 by 64. With fewer, its 40 us to look a kernel up are not won back.
+# Multiplications: 256 images through a layer of 256 by 64. Below, looking up oneDNN's kernel costs
+# more than it saves: 40 us.
 LEAST_WORK = 4_000_000
 
 
@@ -63,9 +64,10 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 class _ByOneDNN(torch.autograd.Function):
-    """left [M, K] and right [N, K] -> left @ right.T + bias [M, N], by an operation without gradients of its own.
+    """left [M, K] and right [N, K] -> left @ right.T + bias [M, N].
 
-    Torch has it for its compiler. A product's gradients are products: this is their function, too, to any order.
+    torch has the operation for its compiler, without gradients. A product's gradients are products themselves, so
+    backward applies this very function, to any order.
     """
 
     @staticmethod

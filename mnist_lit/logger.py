@@ -21,16 +21,16 @@ class TensorBoard(TensorBoardLogger):
     """Writes one event file straight into `save_dir`, with the model's graph and a row in the HParams tab.
 
     `hparams` picks the row's columns: dotted keys of the configuration, a group standing for all its values
-    (`optimizer` gives `optimizer.lr`, ..., and `optimizer` itself, the class). Types, ranges and what differs
-    TensorBoard finds out over all runs it shows, and each row has the latest value of every scalar: a run
-    that is killed has its row too.
+    (`optimizer` gives `optimizer.lr`, ..., and `optimizer` itself, the class). TensorBoard infers types and ranges
+    from all runs it shows, and takes a row's metrics from the latest scalars: a run that is killed has its row too.
     """
 
     # The last network's: tracing takes longer than all else here, and most jobs of a sweep share one.
     graphs: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, *, save_dir: str, hparams: Sequence[str]) -> None:
-        super().__init__(save_dir, name="", version="", default_hp_metric=False)
+        # A Ctrl-C within the writer's queue can make its thread, and whoever waits for it, sleep until the next flush.
+        super().__init__(save_dir, name="", version="", default_hp_metric=False, flush_secs=2)
         self.columns = tuple(hparams)
 
     @rank_zero_only
@@ -73,7 +73,7 @@ class TensorBoard(TensorBoardLogger):
         if shape not in self.graphs:
             images = torch.zeros(1, 28, 28).to(next(model.parameters()))
             with warnings.catch_warnings(), torch.no_grad():
-                # TensorBoard's graphs need torch.jit.trace, which torch deprecates: nothing a user can mend.
+                # TensorBoard's graphs need torch.jit.trace, which torch deprecates: nothing a user can fix.
                 warnings.simplefilter("ignore")
                 self.graphs.clear()
                 self.graphs[shape] = graph(model.model, images)

@@ -36,10 +36,10 @@ OWN_STEP_HOOKS = (
 
 
 class StepLoop(_TrainingEpochLoop):
-    """Makes each step as Lightning 2.6.6 does, to the same bits, but tells it only to those who listen.
+    """Makes each step as Lightning 2.6.6 does, to the same bits, but calls only the hooks that are overridden.
 
     Lightning tells every callback, the module, the strategy and the profiler of every moment of a step: about fifty
-    calls, nearly all to methods that do nothing. Without them a step of a tiny network and batch takes 0.31 in place of
+    calls, nearly all to methods that do nothing. Without them a step of a tiny network and batch takes 0.31 instead of
     0.57 ms; a real one, which drives Python out of the processor's caches, gains more.
 
     Who listens is found out when an epoch starts. What is more than forward, backward and optimiser on one device is
@@ -51,7 +51,7 @@ class StepLoop(_TrainingEpochLoop):
 
     @classmethod
     def install(cls, trainer: L.Trainer) -> None:
-        """Give the trainer this loop in the place of its own."""
+        """Give the trainer this loop instead of its own."""
         before = trainer.fit_loop.epoch_loop
         trainer.fit_loop.epoch_loop = cls(trainer, min_steps=before.min_steps, max_steps=before.max_steps)
 
@@ -131,7 +131,7 @@ class StepLoop(_TrainingEpochLoop):
 
     def _call(self, hook: str, method: Callable[..., Any], *arguments: Any) -> Any:
         """Call a method, which may call `self.log` as the hook of that name."""
-        # Set past nn.Module's own way, which would look whether it is a part of the network.
+        # Past nn.Module.__setattr__, which would look whether it is a part of the network.
         state = vars(self.trainer.lightning_module)
         before, state["_current_fx_name"] = state["_current_fx_name"], hook
         returned = method(*arguments)

@@ -33,9 +33,9 @@ class OneHotMSE(nn.Module):
 class SoftmaxMSE(nn.Module):
     """Squared error between softmax probabilities of logits [B, C] and one-hot labels [B], mean over batch and classes.
 
-    The score of Brier (1950), divided by C. Networks of the 1990s commonly squashed their outputs under a squared
-    error, too: an image that is named rightly and surely adds nothing to it, where `OneHotMSE` goes on to bring its
-    outputs close to 0 and 1.
+    The score of Brier (1950), divided by C. Networks of the 1990s, too, squashed the outputs under their squared error.
+    An image that is classified confidently and correctly adds nothing to it, where `OneHotMSE` keeps pulling outputs
+    to exactly 0 and 1.
     """
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:

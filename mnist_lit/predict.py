@@ -16,7 +16,7 @@ def main() -> None:
 
 
 def predict(cfg: DictConfig) -> None:
-    """Check the configuration and read; raises UserError for what the user can mend, and then leaves no folder."""
+    """Check the configuration and read; raises UserError for what the user can fix, and then leaves no folder."""
     with run_folder.no_folder_left(Path(cfg.run_dir), log="predict.log"):
         cli.require_checkpoint(cfg)
         cli.require(cfg, "images", "a picture, a folder or a glob")

@@ -3,6 +3,7 @@
 import argparse
 import glob
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,9 @@ from mnist_lit.errors import UserError
 from mnist_lit.sweep.ledger import LEDGER
 
 DESCRIPTION = """\
-Say what a sweep found: settings ranked by validation with their spread over seeds, which of them cannot be
-told from the best, what each key does, and pictures. Writes results.csv, report.md, report.html and figures/.
+Say what a sweep found: settings ranked by validation with their spread over seeds, which of them are
+indistinguishable from the best, what each key does, and pictures. Writes results.csv, report.md, report.html
+and figures/.
 """
 EPILOG = """\
 examples
@@ -37,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(write_report(folders, output, metric=options.metric))
     except UserError as error:
         sys.exit(_refuse(str(error)))
+    except BrokenPipeError:  # whoever reads has seen enough; nor shall Python flush into it at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         sys.exit(_refuse(f"{error.strerror}: {error.filename}"))
     except KeyboardInterrupt:

@@ -38,6 +38,7 @@ class Run:
     metrics: dict[str, float] = field(default_factory=dict)
     best_epoch: int | None = None
     fit_seconds: float | None = None
+    stopped_early: str | None = None
 
     @property
     def run_dir(self) -> Path:
@@ -107,8 +108,12 @@ class Run:
         except MisconfigurationException as error:  # such as a callback that monitors what is never logged
             raise UserError(" ".join(str(error).split())) from error
         finally:
-            # Now, since a test restores the clock with the best checkpoint's callbacks, and adds that to it.
+            # Read now: the test reloads the callbacks' states from the best checkpoint.
             self.fit_seconds = self.timer.time_elapsed("train")
+            stopping = self.trainer.early_stopping_callback
+            if stopping is not None and stopping.stopped_epoch:
+                why = f"no better {stopping.monitor} in {stopping.patience} validations (callbacks.early_stopping)"
+                self.stopped_early = f"after {stopping.stopped_epoch + 1} epochs: {why}"
         if path := self._best_checkpoint():
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             self.best_epoch = checkpoint["epoch"] + 1  # Lightning counts from 0

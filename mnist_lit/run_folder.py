@@ -1,4 +1,4 @@
-"""A run's folder: taken anew or found again, with the configuration that repeats the run."""
+"""A run's folder: created or found again, with the configuration that repeats the run."""
 
 import os
 import shlex
@@ -66,7 +66,7 @@ def _holds_run(folder: Path) -> bool:
 def write_config(cfg: DictConfig, run_dir: Path) -> None:
     """Write the configuration of a run to its folder."""
     header = CONFIG_HEADER.format(folder=shlex.quote(os.path.relpath(run_dir)))
-    # Whoever repeats the run does so in a folder of his own.
+    # A repeat gets a folder of its own.
     repeatable = OmegaConf.merge(cfg, {"run_dir": "${hydra:runtime.output_dir}"})
     write_atomically(run_dir / CONFIG, header + OmegaConf.to_yaml(repeatable))
 

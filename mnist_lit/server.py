@@ -24,8 +24,8 @@ MAX_DRAINED_BYTES = 32_000_000
 # A connection that sends nothing for so long is closed.
 STALL_SECONDS = 10
 
-# The names by which a browser on this machine may call. Others are those of a site that has had its own name
-# resolved to 127.0.0.1, to read from here (DNS rebinding).
+# The Host headers that are accepted. Any other may be of a site that has had its own name resolved to 127.0.0.1 (DNS
+# rebinding).
 HOSTS = {"127.0.0.1", "localhost"}
 
 # The page fetches from nowhere but here, and is shown in no other page.
@@ -125,7 +125,7 @@ class Handler(BaseHTTPRequestHandler):
         self._check_host()
         if self.path != "/predict":
             raise RequestError(HTTPStatus.NOT_FOUND, f"{self.path}: drawings go to /predict")
-        # Which a page of another site may not send without asking first.
+        # A page of another site cannot send this type without asking first (CORS).
         if self.headers.get_content_type() != "application/json":
             raise RequestError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Content-Type: must be application/json")
         return _json(predict(self.server.predictor, parse_image(body)))

@@ -27,7 +27,10 @@ def check_arguments(key: str, target: Callable[..., Any], node: dict[str, Any]) 
         if name not in names and not takes_any:
             close = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
-            raise UserError(f"{dotted}={value}: not a key; {hint}{key or 'the configuration'} takes {', '.join(names)}")
+            out = f"; to take it out, write ~{dotted}" if key else ""
+            raise UserError(
+                f"{dotted}={value}: not a key; {hint}{key or 'the configuration'} takes {', '.join(names)}{out}"
+            )
         is_built_first = isinstance(value, dict) and "_target_" in value
         if name in hints and not is_built_first and not _is_a(value, hints[name]):
             raise UserError(f"{dotted}={value}: must be {_in_words(hints[name])}")

@@ -43,7 +43,7 @@ def train(cfg: DictConfig) -> float | None:
     """Fit, test with the best checkpoint, and leave everything in `cfg.run_dir`; return `val/acc` (or NaN).
 
     A job of a multirun goes through `_train_as_job`. A single run raises UserError for what the user can
-    mend, and SystemExit with code 1 if it diverged, 128 + the signal's number if it was interrupted.
+    fix, and SystemExit with code 1 if it diverged, 128 + the signal's number if it was interrupted.
     """
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         return _train_as_job(cfg)
@@ -103,8 +103,8 @@ def _as_it_was(cfg: DictConfig) -> DictConfig:
 def _checkpoint_of(run: "Run") -> Path | None:
     """Return the checkpoint that a resumed run goes on from, or None if it was cut off before the first.
 
-    Raises UserError, before anything in the run's folder is touched, for one that is damaged or has had more epochs,
-    and for a run that has finished without one.
+    Raises UserError, before anything in the run's folder is touched, for one that is damaged or past
+    trainer.max_epochs, and for a run that has finished without one.
     """
     is_finished = (ledger.read_result(run.run_dir) or {}).get("status") == "finished"
     if (found := run.last_checkpoint()) is None:
@@ -126,7 +126,7 @@ def _checkpoint_of(run: "Run") -> Path | None:
 
 
 def _checkpoint_of_job(run: "Run") -> Path | None:
-    """Return the checkpoint that a job goes on from, or None if there is none that is whole and of its settings."""
+    """Return the checkpoint that a job goes on from, or None if there is no intact one of the same configuration."""
     with suppress(UserError):
         found = run.last_checkpoint()
         if found is not None and config_hash(found[1]["hyper_parameters"]) == config_hash(run.config):
@@ -153,7 +153,7 @@ def _train_as_job(cfg: DictConfig) -> float | None:
             try:
                 _execute_job(cfg, job)
             finally:
-                gc.collect()  # a trainer and its pictures refer to one another: 5 MB, until Python looks for such
+                gc.collect()  # a trainer and its callbacks form cycles of 5 MB
             cli.freeze_once()
             if HydraConfig.get().launcher._target_.endswith("BasicLauncher"):  # the screen is not a worker's
                 print(ledger.progress_line(folder, run_dir.name), flush=True)
@@ -209,7 +209,7 @@ def _build(cfg: DictConfig, known_overrides: Sequence[str] = ()) -> "Run":
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
         return build_job(cfg, hydra.overrides.task)
-    # Of a resumed run, what was overridden when it began counts too, as far as it is known.
+    # A resumed run's include those it was started with, if they were recorded.
     given = {word.lstrip("+~").split("=", 1)[0]: word for word in (*known_overrides, *hydra.overrides.task)}
     return build(cfg, [*_other_configuration(), *(word for key, word in given.items() if key != "resume")])
 
@@ -242,10 +242,8 @@ def _show(result: Result, run: "Run", cfg: DictConfig) -> None:
     rows = [(tag, f"{result.metrics[tag]:.4f}") for tag in sorted(result.metrics, reverse=True)]
     if "val/acc" in result.metrics:
         rows.append(("best epoch", f"{result.best_epoch}: all scores are of its checkpoint"))
-    stopping = run.trainer.early_stopping_callback
-    if stopping is not None and stopping.stopped_epoch:
-        why = f"no better {stopping.monitor} in {stopping.patience} validations (callbacks.early_stopping)"
-        rows.append(("stopped", f"after {stopping.stopped_epoch + 1} epochs: {why}"))
+    if run.stopped_early:
+        rows.append(("stopped", run.stopped_early))
     if result.images_per_second:
         rows.append(
             (
@@ -256,9 +254,11 @@ def _show(result: Result, run: "Run", cfg: DictConfig) -> None:
     losses = [loss for _, loss in result.history["train/loss"]]
     is_same_batch = cfg.trainer.get("overfit_batches") and not cfg.model.get("dropout") and not cfg.augmentation
     if is_same_batch and result.status == "finished" and len(losses) > 1:
-        is_learnt = losses[-1] <= losses[0] / 100
-        verdict = "the network can learn" if is_learnt else "too little: see network, loss, optimizer.lr"
+        is_learnt = losses[-1] <= losses[0] / 30
+        too_little = f"too little at optimizer.lr={cfg.optimizer.get('lr')}: try others, then doubt network and loss"
+        verdict = "the network can learn" if is_learnt else too_little
         rows.append(("overfit", f"train/loss from {losses[0]:.2g} to {losses[-1]:.2g}: {verdict}"))
+    rows += [("profile", os.path.relpath(path)) for path in run.run_dir.glob("fit-*.txt")]
     if result.error:
         rows.append((result.status, result.error))
     folder = os.path.relpath(run.run_dir)

@@ -117,7 +117,7 @@ def no_mirrors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 class Mirror:
     folder: Path
     requests: list[str] = field(default_factory=list)
-    # What is sent in the place of an answer, and whether one is sent at all.
+    # What is sent instead of an answer, and whether one is sent at all.
     garbage: bytes = b""
     released: threading.Event | None = None
 

@@ -64,6 +64,11 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("seed=0,1 -m sweep.on_error=stpo", ["sweep.on_error=stpo: must be continue or stop"]),
     ("outputs/train/x", ["outputs/train/x: cannot be read; write KEY=VALUE without spaces"]),
     ("loss=cross_entropy loss.label_smoothing=2", ["loss: ", "label_smoothing"]),
+    ("loss._target_=torch.nn.L1Loss", ["error: loss: UserWarning: Using a target size (torch.Size([2]))"]),
+    (
+        "+scheduler._target_=torch.optim.lr_scheduler.StepLR",
+        ["scheduler._target_=torch.optim.lr_scheduler.StepLR: must be mnist_lit.module.Schedule"],
+    ),
     (
         "optimizer._partial_=false",
         ["optimizer.params is missing: optimizer needs it; add _partial_: true, the weights come later"],
@@ -84,7 +89,11 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("+optimizer.lrr=1", ["optimizer.lrr=1: not a key; did you mean lr?", "momentum"]),
     ("+foo=1", ["foo=1: not a key; the configuration takes data, augmentation, model, loss, optimizer"]),
     ("augmentation=blur", ["augmentation=blur: no such option, there are affine_elastic, elastic, none"]),
-    ("augmentation.alpha=1", ["augmentation.alpha is not a key"]),
+    (
+        "augmentation.alpha=1",
+        ["augmentation.alpha is not a key: there are none; a new one is +augmentation.alpha=VALUE"],
+    ),
+    ("optimizer._target_=torch.optim.RMSprop", ["optimizer.nesterov=False: not a key; ", "write ~optimizer.nesterov"]),
     ("optimizer=sdg", ["optimizer=sdg: no such option, there are adam, adamw, sgd; did you mean optimizer=sgd?"]),
     ("experiment=bolg", ["experiment=bolg: no such option, there are ", " blog,", "did you mean experiment=blog?"]),
     ("callbacks=[default,erly]", ["callbacks=erly: no such option, there are default, early_stopping"]),
@@ -111,7 +120,7 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("optimizer.lr", ["optimizer.lr: cannot be read; write KEY=VALUE without spaces"]),
     ("model.hidden_sizes=[512, 256]", ["write KEY=VALUE without spaces, in quotes where it has brackets"]),
     ("--config-name=trian", ["trian"]),
-    ("--lr 0.1", ["error: unrecognized arguments: --lr 0.1; settings are KEY=VALUE, without dashes: optimizer.lr=0.1"]),
+    ("--lr 0.1", ["error: unrecognized arguments: --lr 0.1; settings are written KEY=VALUE, without dashes"]),
     ("run_dir=null", ["run_dir=None: follows hydra.run.dir; give hydra.run.dir=FOLDER instead"]),
     ("run_dir=elsewhere", ["run_dir=elsewhere: follows hydra.run.dir"]),
 ]

@@ -1,4 +1,5 @@
 import gc
+import os
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from lightning_utilities.core import imports
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError
 
-from mnist_lit import cli, evaluate, run_folder, train
+from mnist_lit import __version__, cli, evaluate, run_folder, train
 from mnist_lit.errors import DivergedError, UserError
 
 
@@ -176,6 +177,35 @@ def test_parser_of_python_3_14_accepts_hydras_help_texts(main: Main, monkeypatch
     assert ArgumentParser._check_help is check  # type: ignore[attr-defined]
 
 
+def test_version_is_ours(main: Main) -> None:
+    assert main("--version").out == f"mnist-lit {__version__}\n"
+
+
+CLOSED_PIPE = """
+import importlib, sys
+import mnist_lit.sweep.report
+
+def write_report(*args, **kwargs):
+    print("a report")
+    raise BrokenPipeError
+
+mnist_lit.sweep.report.write_report = write_report
+importlib.import_module("mnist_lit." + sys.argv[0]).main()
+"""
+
+
+@pytest.mark.parametrize("arguments", [["train", "--help"], ["report", "."]], ids=["train", "report"])
+def test_closed_pipe_is_nothing_to_tell(arguments: list[str]) -> None:
+    program = f"import sys; sys.argv = {arguments}\n{CLOSED_PIPE}"
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_what_a_user_can_mend_exits_with_2_and_one_line(command: Command, tmp_path: Path) -> None:
     done = command("train", "data=sample", "optimizer.lr=abc")
     assert (done.returncode, done.stdout) == (2, "")
@@ -278,7 +308,7 @@ def test_bug_exits_with_1_and_leaves_its_traceback_in_the_log(
     monkeypatch.setattr(train, "_execute", broken)
     outcome = main("data=sample", "hydra.run.dir=run")
     assert (outcome.code, outcome.out) == (1, "")
-    assert outcome.err == "error: ZeroDivisionError: by zero\n"
+    assert outcome.err == "error: ZeroDivisionError: by zero (where: run/train.log)\n"
     log = (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
     assert "ERROR mnist_lit.file_only: error: ZeroDivisionError: by zero" in log
     assert "Traceback (most recent call last):" in log

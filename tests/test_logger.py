@@ -1,6 +1,8 @@
 """The event file, read back by TensorBoard's own reader."""
 
 from io import BytesIO
+from pathlib import Path
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,8 @@ from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from mnist_lit.logger import TensorBoard
 
 STEPS = [10, 20, 30, 40]
 
@@ -32,6 +36,19 @@ def points(events: Any, tag: str) -> list[tuple[int, float]]:
 def float32(values: list[tuple[int, float]]) -> list[tuple[int, float]]:
     """Round as the event file does."""
     return [(step, float(np.float32(value))) for step, value in values]
+
+
+def test_an_interrupted_write_holds_nobody_up(tmp_path: Path) -> None:
+    logger = TensorBoard(save_dir=str(tmp_path), hparams=[])
+    writer = logger.experiment._get_file_writer().event_writer._async_writer
+    sleep(0.1)  # until its thread waits for something to write
+    queue = writer._byte_queue
+    with queue.mutex:  # `put`, cut off by a signal before it wakes that thread
+        queue._put(b"an event")
+        queue.unfinished_tasks += 1
+    started = perf_counter()
+    logger.close()
+    assert perf_counter() - started < 10  # TensorBoard's default would be 120
 
 
 def test_scalars_are_these_and_no_others(events: Any) -> None:

@@ -1,6 +1,7 @@
 """What another word on the command line changes: parts of the network, optimisers, schedules, loggers, presets."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,6 @@ def test_early_stopping_stops_early(train_run: Train, capsys: pytest.CaptureFixt
         "callbacks.early_stopping.patience=2",
         "optimizer.lr=1e-12",
         "trainer.max_epochs=50",
-        "test=false",
     )
     assert len(run.history["val/acc"]) == 3
     assert run.last["epoch"] == 2  # the default callbacks are there too
@@ -168,7 +168,7 @@ def test_bf16_computes_in_bf16_and_keeps_float32_weights(train_run: Train, monke
     seen = set()
 
     def noting(logits: Tensor, labels: Tensor) -> Tensor:
-        if len(labels) > 1:  # one is what the loss is checked with before anything starts
+        if len(labels) > 2:  # two are what the loss is checked with before anything starts
             seen.add(logits.dtype)
         return functional.mse_loss(logits.float(), functional.one_hot(labels, 10).float())
 
@@ -223,7 +223,7 @@ def test_debug_fast_does_two_steps_of_everything_on_the_sample(train_run: Train)
     ("override", "verdict"),
     [
         ("optimizer.lr=0.1", "the network can learn"),
-        ("optimizer.lr=1e-9", "too little: see network, loss, optimizer.lr"),
+        ("optimizer.lr=1e-9", "too little at optimizer.lr=1e-09: try others, then doubt network and loss"),
     ],
 )
 def test_debug_overfit_learns_one_batch_by_heart(
@@ -237,8 +237,9 @@ def test_debug_overfit_learns_one_batch_by_heart(
     assert f"overfit     train/loss from {losses[0]:.2g} to {losses[-1]:.2g}: {verdict}\n" in capsys.readouterr().out
 
 
-def test_debug_profile_leaves_a_table_of_hooks(train_run: Train) -> None:
+def test_debug_profile_leaves_a_table_of_hooks(train_run: Train, capsys: pytest.CaptureFixture[str]) -> None:
     run = train_run("debug=profile")
+    assert re.search(r"^profile     \S*run/fit-profile\.txt$", capsys.readouterr().out, flags=re.MULTILINE)
     table = (run.folder / "fit-profile.txt").read_text(encoding="utf-8")
     (row,) = (line for line in table.splitlines() if "run_training_batch" in line)
     assert int(row.split("|")[3]) == 16  # calls

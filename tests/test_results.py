@@ -53,7 +53,7 @@ def test_experiments_say_what_the_records_do(results: Any) -> None:
 def test_losses_are_compared_over_the_same_seeds(results: Any) -> None:
     one = {"seeds": [0, 1, 2], "test_acc": [0.98, 0.981, 0.982]}
     sentence = results.compare(one, one | {"test_acc": [0.970, 0.9712, 0.9721]})
-    assert sentence.startswith("Between the losses, squared error errs less by 0.99 points (paired t-test over 3 seeds")
+    assert sentence.startswith("Of the two losses, squared error has the lower error, by 0.99 points (paired t-test ")
     assert sentence.endswith("significant at 5 %).")
     assert "not significant" not in sentence
     assert "not significant" in results.compare(one, one | {"test_acc": [0.981, 0.98, 0.983]})

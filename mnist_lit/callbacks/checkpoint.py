@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 class WholeFiles(TorchCheckpointIO):
     """Writes a checkpoint beside its place, then moves it there: a killed process leaves the old file or the new one.
 
-    Lightning's own goes by the system's folder for temporary files, often another file system's, from where moving
-    is copying.
+    Lightning's own writes to the system's folder for temporary files, often on another file system, from where a move
+    is a copy.
     """
 
     def save_checkpoint(

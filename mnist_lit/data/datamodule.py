@@ -146,7 +146,7 @@ class MNISTDataModule(L.LightningDataModule):
         return images.to(torch.float32, copy=True).sub_(255 * self.mean).div_(255 * self.std)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how far into its order of the images an epoch is, if it is not over; part of every checkpoint."""
+        """Return the place within an unfinished epoch's order of the images; part of every checkpoint."""
         if self.trainer is None or self.trainer.is_last_batch:
             return {}
         loader = self.trainer.train_dataloader

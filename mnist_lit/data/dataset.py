@@ -95,7 +95,7 @@ class ResumableLoader(DataLoader[Batch]):
         return self._counted(super().__iter__())
 
     def _from(self, num_given: int) -> Iterator[Batch]:
-        # All of it when the first batch is wanted: by then Lightning has told a distributed sampler its epoch.
+        # A generator, so that this runs at the first batch, when Lightning has set a distributed sampler's epoch.
         now = torch.get_rng_state()
         torch.set_rng_state(self.rng_state)
         batches = super().__iter__()

@@ -20,12 +20,12 @@ Labels = np.ndarray[Any, np.dtype[np.signedinteger[Any]]]
 # black has 19 or 20 pixels and the centre of mass lies within 0.52 pixels of pixel (14, 14): measured.
 SIZE, BOX, CENTRE, OFF_CENTRE = 28, 20, 14, 0.52
 
-# Pictures are worked on at less than twice this on their longer side: a digit that fills a tenth of it still has 25.
+# Larger pictures are reduced until their longer side is below twice this: a digit that fills a tenth still has 25.
 MAX_SIDE = 256
 # Ink and paper that differ by less, of 255, are one blank page.
 MIN_CONTRAST = 32
 BLANK = "blank: no ink that stands out from the paper"
-# The paper is estimated on a picture of this longer side, and ink on darker paper than this is not made darker.
+# The paper is estimated on a picture of this longer side; for paper darker than this, contrast is raised no further.
 PAPER_SIDE, DARKEST_PAPER = 64, 64
 # In shares of the longest stroke's and digit's side: strokes that lie closer are one digit, smaller marks are specks.
 # Of 100 pairs of test digits, 75 were refused 2 pixels apart (of 20), and all 3 pixels apart; of 100 single ones none.
@@ -67,7 +67,7 @@ def _pixels(image: Image.Image) -> Pixels:
 
 
 def prepare(pixels: Pixels) -> Pixels:
-    """Make one digit, uint8 [H, W] grey or [H, W, 3 or 4] colour, what MNIST would have: uint8 [28, 28].
+    """Preprocess one digit, uint8 [H, W] grey or [H, W, 3 or 4] colour, as MNIST's were: uint8 [28, 28].
 
     Dark on light or light on dark; of uneven paper, noise, specks and margins nothing is left. The ink is scaled
     to fit 20 x 20 pixels, its aspect kept, and moved until its centre of mass is the picture's middle, or as far as
@@ -96,7 +96,7 @@ def is_prepared(pixels: Pixels) -> bool:
 
 
 def _grey(pixels: Pixels) -> Pixels:
-    """Return luminance (ITU-R 601-2, as Pillow's), transparent pixels made the opposite of what is to be seen."""
+    """Return luminance (ITU-R 601-2, as Pillow's); what is transparent becomes black or white, unlike what is not."""
     if pixels.ndim == 2:
         return pixels
     grey: Pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels[..., :3])).convert("L"))

@@ -134,7 +134,7 @@ def prepare(source: Source, num_classes: int) -> None:
         raise UserError(f"data.root={source.root} cannot be written: {error}; set data.root=FOLDER") from error
 
 
-# The key of the cache tells positional arguments from named ones, hence the star.
+# The star, since the cache takes the same argument by position and by name for two.
 @lru_cache(maxsize=2)
 def load(source: Source, *, num_classes: int) -> Splits:
     """Read all four files, once per process: the jobs of a sweep share the tensors, so do not write to them.
@@ -235,9 +235,9 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
 
 
 def check_source(name: str, fetch_from: Sequence[str], npm_package: str | None) -> None:
-    """Raise ValueError for a name of FETCHERS that is none, and for a `name` or `npm_package` that could be a path.
+    """Raise ValueError for an unknown fetcher, and for a `name` or `npm_package` that could be a path.
 
-    Both may come from a checkpoint of a stranger's: nothing is written outside `root`, and npm is only asked for
+    Both may come from an untrusted checkpoint: nothing is written outside `root`, and npm is only asked for
     a package of its registry.
     """
     for fetcher in fetch_from:

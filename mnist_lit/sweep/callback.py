@@ -214,7 +214,7 @@ def key_of(override: Override) -> str:
 def unswept_settings(config: DictConfig, overrides: list[Override]) -> dict[str, Any]:
     """Map the dotted keys that a sweep does not change to their values, interpolations left as they stand.
 
-    Below a group that is swept, only those count that were given for all its options.
+    Below a swept group, only the keys that were overridden for all its options count.
     """
     given = {key_of(override) for override in overrides if not override.is_sweep_override()}
     plain = OmegaConf.to_container(

@@ -201,7 +201,7 @@ def draw_times(summary: Summary) -> Figure | None:
 
 
 def _label_plainly(axis: Axis, low: float, high: float) -> None:
-    """Label a logarithmic axis over low..high 0.02 in place of 2 x 10^-2, which is also slow to set."""
+    """Label a logarithmic axis over low..high 0.02 instead of 2 x 10^-2, which is also slow to set."""
     # Labels of 2s and 5s would collide over many decades, and matplotlib leaves all out over still more.
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high / low < MAX_MARKED_RANGE else LogLocator(numticks=5))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))

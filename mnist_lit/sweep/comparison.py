@@ -1,4 +1,4 @@
-"""Which settings cannot be told from the best: t-tests over the seeds, corrected for their number."""
+"""Which settings are indistinguishable from the best: t-tests over the seeds, corrected for their number."""
 
 import math
 from typing import Any
@@ -57,7 +57,7 @@ def _compare(first: "pd.Series[float]", other: "pd.Series[float]") -> tuple[str,
 def paired_p_value(a: Scores, b: Scores) -> float:
     """Return the two-sided p-value of Student's t-test on the differences a - b [n >= 2].
 
-    NaN where the differences are all one number other than 0: they do not say how much chance moves them.
+    NaN where all differences are equal and not 0: without spread there is no test.
     """
     differences = a - b
     if _is_rounding(float(np.ptp(differences)), a, b):
@@ -83,7 +83,7 @@ def _p_value(difference: float, variance: float, freedom: float) -> float:
 
 
 def least_effect(n: int, num_comparisons: int) -> float:
-    """Return the least difference, in standard deviations of it over n >= 2 seeds, that is told from chance.
+    """Return the least difference, in standard deviations of it over n >= 2 seeds, that the test detects.
 
     That of Student's paired t-test at Holm's first step: t at 1 - ALPHA / (2 num_comparisons), over sqrt(n).
     """
@@ -100,7 +100,7 @@ def _is_rounding(difference: float, a: Scores, b: Scores) -> bool:
 
 
 def holm(p_values: Scores) -> Scores:
-    """Correct p-values [m] for being m (Holm, Scandinavian Journal of Statistics 6, 1979)."""
+    """Correct p-values [m] for multiple testing (Holm, Scandinavian Journal of Statistics 6, 1979)."""
     order = np.argsort(p_values)
     corrected = np.empty_like(p_values)
     steps = p_values[order] * np.arange(len(p_values), 0, -1)

@@ -51,7 +51,7 @@ class JobLoader(ConfigLoaderImpl):
         return config
 
     def _changes_files(self, override: Override) -> bool:
-        """Tell whether an override has a say in which files are composed, or is not for us to look at."""
+        """Return whether an override affects which files are composed, or is best left to Hydra."""
         if override.is_sweep_override() or override.is_hydra_override():
             return True
         is_group: bool = self.repository.group_exists(str(override.key_or_group))

@@ -18,7 +18,7 @@ def short_keys(keys: Sequence[str]) -> dict[str, str]:
 def sweep_name(keys: Sequence[str], experiment: str | None) -> str:
     """Return the default name of a sweep over `keys`, of an experiment if there is one: `tuned,lr,batch_size,seed`.
 
-    Experiments that are swept make no part of it: each job has another.
+    A swept `experiment` is left out: each job has a different one.
     """
     fixed = [experiment] if experiment and "experiment" not in keys else []
     return _as_folder(",".join([*fixed, *short_keys(keys).values()]))

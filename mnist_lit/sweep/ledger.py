@@ -156,9 +156,9 @@ def progress_line(folder: Path, name: str) -> str:
 
 @contextmanager
 def claimed(run_dir: Path) -> Iterator[bool]:
-    """Hold a job's folder, and yield whether it could be had: of two processes, one gets it.
+    """Try to lock a job's folder, and yield whether that worked: of two processes, one gets it.
 
-    The operating system lets go of it when the process dies, however it dies.
+    The operating system releases the lock when the process dies, however it dies.
     """
     lock = filelock.FileLock(run_dir / ".lock", timeout=0)
     try:
@@ -174,7 +174,7 @@ def claimed(run_dir: Path) -> Iterator[bool]:
 
 @contextmanager
 def held(run_dir: Path) -> Iterator[None]:
-    """Hold a run's folder; raises UserError if another process does."""
+    """Lock a run's folder; raises UserError if another process has."""
     with claimed(run_dir) as is_ours:
         if not is_ours:
             raise UserError(f"{run_dir}: another process is at work there; wait for it, or end it first")

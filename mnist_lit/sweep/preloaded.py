@@ -18,7 +18,7 @@ with cli.fast_imports():
     Plugins.instance()  # imports every plugin, joblib's launcher with them
 
 if any("multiprocessing.forkserver" in argument for argument in sys.orig_argv):
-    # The sweep's end waits for this process's, and it has nothing to leave in order: torch's takes 0.25 s.
+    # The sweep waits for this process, which has nothing to clean up: torch's teardown takes 0.25 s.
     atexit.register(os._exit, 0)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -26,7 +26,7 @@ def read_runs(folders: Iterable[Path]) -> pd.DataFrame:
     that never began. Columns: `run` (path below the closest folder above all runs), the fields of
     `mnist_lit.result.Result` (`metrics` one column each, `overrides` a dict, `arguments` the same as they were given),
     `git_commit` and `versions`.
-    A run without a result.json that can be read has the status "never ended" (killed, or still at work) or
+    A run without a result.json that can be read has the status "never ended" (killed, or still running) or
     "unreadable", and hardly more.
 
     Raises UserError if none of the runs has ended.

@@ -35,7 +35,7 @@ def fork_from_one(n_jobs: int) -> None:
     set_start_method("forkserver", force=True)
     multiprocessing.set_forkserver_preload([PRELOADED])
     num_threads = os.environ.get("OMP_NUM_THREADS", str(max(joblib.cpu_count() // num_workers, 1)))
-    # What workers held when a Ctrl-C ends them is released by a process of multiprocessing's, which need not tell.
+    # multiprocessing's resource tracker cleans up after workers that a Ctrl-C has ended; its warnings help nobody.
     filters = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"]))
     # A Ctrl-C that finds it importing must not end it with a traceback; `preloaded` lets its workers hear again.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
