@@ -354,5 +354,6 @@ def _try(key: str, build_it: Callable[[], Any]) -> Any:
         message = " ".join(str(cause).split())
         first_word = message.split(" ", 1)[0]
         # Our own leaves begin with the argument's name: "batch_size must be ...".
-        separator = "." if first_word.isidentifier() and first_word.islower() else ": "
+        is_argument = first_word.isidentifier() and first_word.islower() and first_word != key
+        separator = "." if is_argument else ": "
         raise UserError(f"{key}{separator}{message}") from error

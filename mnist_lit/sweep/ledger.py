@@ -77,14 +77,17 @@ def check_is_same(folder: Path, keys: Sequence[str], settings: Mapping[str, Any]
     if (ledger := _read(folder)) is None:
         return
     if ledger["keys"] != list(keys):
-        difference = f"sweep {', '.join(ledger['keys'])}, not {', '.join(keys)}"
+        differences = [f"sweep {', '.join(ledger['keys'])}, not {', '.join(keys)}"]
     else:
-        difference = ", ".join(
+        differences = [
             f"have {key}={ledger['settings'].get(key)}, not {settings.get(key)}"
             for key in sorted(ledger["settings"].keys() | settings.keys())
             if ledger["settings"].get(key) != settings.get(key)
-        )
-    if difference:
+        ]
+        differences.sort(key=len)  # checksums last
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        difference = ", ".join(differences[:3]) + more
         began = any((folder / job["name"]).is_dir() for job in ledger["jobs"])
         otherwise = "" if began else ", or remove the folder, in which none has begun"
         raise UserError(

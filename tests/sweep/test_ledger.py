@@ -1,4 +1,4 @@
-"""How the ledger counts the jobs that have ended."""
+"""How the ledger counts the jobs that have ended, and tells that two sweeps are not the same."""
 
 import os
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from made_runs import Add
 
+from mnist_lit.errors import UserError
 from mnist_lit.sweep import ledger
 from mnist_lit.sweep.progress import ProgressLines
 
@@ -29,3 +30,15 @@ def test_jobs_that_end_between_two_looks_are_counted_one_by_one(
         "2/4  seed=0  val/acc 0.9000  5.0 s  about 20 s left",
         "3/4  seed=1  val/acc 0.9000  6.0 s  about 10 s left",
     ]
+
+
+def test_three_differences_are_named_and_the_rest_counted(sweep_dir: Path) -> None:
+    checksums = {f"data.checksums.{name}": "0123456789abcdef" for name in "abc"}
+    ledger.register(sweep_dir, ["seed"], {"data.source_dir": None, "seed": 0} | checksums, [])
+    settings = {"data.source_dir": "sample", "seed": 0} | {key: "fedcba9876543210" for key in checksums}
+    with pytest.raises(UserError) as refusal:
+        ledger.check_is_same(sweep_dir, ["seed"], settings)
+    first = f"sweep.name={sweep_dir.name}: the runs in {sweep_dir} have data.source_dir=None, not sample, "
+    assert str(refusal.value).startswith(f"{first}have data.checksums.a=")
+    assert "data.checksums.c" not in str(refusal.value)
+    assert " and 1 more; choose another sweep.name" in str(refusal.value)
