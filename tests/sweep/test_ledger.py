@@ -35,7 +35,7 @@ def test_jobs_that_end_between_two_looks_are_counted_one_by_one(
 def test_three_differences_are_named_and_the_rest_counted(sweep_dir: Path) -> None:
     checksums = {f"data.checksums.{name}": "0123456789abcdef" for name in "abc"}
     ledger.register(sweep_dir, ["seed"], {"data.source_dir": None, "seed": 0} | checksums, [])
-    settings = {"data.source_dir": "sample", "seed": 0} | {key: "fedcba9876543210" for key in checksums}
+    settings = {"data.source_dir": "sample", "seed": 0} | dict.fromkeys(checksums, "fedcba9876543210")
     with pytest.raises(UserError) as refusal:
         ledger.check_is_same(sweep_dir, ["seed"], settings)
     first = f"sweep.name={sweep_dir.name}: the runs in {sweep_dir} have data.source_dir=None, not sample, "
