@@ -120,7 +120,7 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("optimizer.lr", ["optimizer.lr: cannot be read; write KEY=VALUE without spaces"]),
     ("model.hidden_sizes=[512, 256]", ["write KEY=VALUE without spaces, in quotes where it has brackets"]),
     ("--config-name=trian", ["trian"]),
-    ("--lr 0.1", ["error: unrecognized arguments: --lr 0.1; settings are written KEY=VALUE, without dashes"]),
+    ("--lr 0.1", ["error: unrecognized arguments: --lr", "; settings are written KEY=VALUE, without dashes"]),
     ("run_dir=null", ["run_dir=None: follows hydra.run.dir; give hydra.run.dir=FOLDER instead"]),
     ("run_dir=elsewhere", ["run_dir=elsewhere: follows hydra.run.dir"]),
 ]
