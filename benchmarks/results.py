@@ -254,8 +254,7 @@ def table(records: dict[str, dict[str, Any]]) -> str:
     where = "; ".join(machines)
     lines += [
         "",
-        "n is the number of seeds; fit times are extrapolated from two epochs of a single run on an idle machine: "
-        f"{where}.",
+        f"n is the number of seeds; fit times are extrapolated from two epochs of a single run: {where}.",
     ]
     if {"tuned", "cross_entropy"} <= records.keys():
         lines.append(compare(records["tuned"], records["cross_entropy"]))

@@ -14,17 +14,19 @@ import lightning as L
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils import deterministic
 
 from mnist_lit.callbacks.checkpoint import WholeFiles
 from mnist_lit.data import MNISTDataModule
 from mnist_lit.errors import UserError, in_one_line
 from mnist_lit.loop import StepLoop
-from mnist_lit.module import Classifier, Schedule
+from mnist_lit.module import Classifier
 from mnist_lit.run import Run
 from mnist_lit.signatures import check_arguments
 
@@ -37,6 +39,8 @@ for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
 
 MONITORED = ("val/acc", "val/loss")
+# Arguments that are not in the configuration, since they are built from other parts of it.
+GIVEN = {"data": ("augmentation",), "trainer": ("callbacks", "logger", "default_root_dir")}
 
 
 def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
@@ -91,13 +95,13 @@ def preflight(cfg: DictConfig) -> tuple[dict[str, Any], MNISTDataModule, Classif
     """
     config = check(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    augmentation = _instantiate("augmentation", cfg.augmentation) if "_target_" in cfg.augmentation else None
+    augmentation = _instantiate("augmentation", cfg.augmentation) if "_target_" in (cfg.augmentation or {}) else None
     datamodule: MNISTDataModule = _instantiate("data", cfg.data, augmentation=augmentation)
     module = Classifier(
         model=_instantiate("model", cfg.model),
         loss=_instantiate("loss", cfg.loss),
         optimizer=_instantiate("optimizer", cfg.optimizer),
-        schedule=_instantiate("scheduler", cfg.scheduler) if "_target_" in cfg.scheduler else None,
+        schedule=_instantiate("scheduler", cfg.scheduler) if "_target_" in (cfg.scheduler or {}) else None,
         num_classes=len(datamodule.class_names),
     )
     optimizer = _try("optimizer", lambda: module.build_optimizer(module.parameters()))
@@ -105,7 +109,10 @@ def preflight(cfg: DictConfig) -> tuple[dict[str, Any], MNISTDataModule, Classif
     if schedule is not None:
         length = {schedule.length_argument: 100} if schedule.length_argument else {}
         _try("scheduler.scheduler", lambda: schedule.scheduler(optimizer, **length))
-    _check_shapes(module, len(datamodule.class_names))
+    module.eval()  # what learns from the images it sees shall not see black ones
+    with torch.no_grad():
+        _check_shapes(module, len(datamodule.class_names))
+    module.train()
     return config, datamodule, module
 
 
@@ -189,14 +196,10 @@ def _is_within(path: str, packages: Sequence[str]) -> bool:
 
 def _check_shapes(module: Classifier, num_classes: int) -> None:
     """Send two black images through the network and the loss; one would be broadcast."""
-    module.eval()
     try:
-        with torch.no_grad():
-            logits = module(torch.zeros(2, 28, 28))
+        logits = module(torch.zeros(2, 28, 28))
     except RuntimeError as error:
         raise UserError(f"model: takes no images of 28 x 28 pixels: {in_one_line(error)}") from error
-    finally:
-        module.train()
     if logits.shape != (2, num_classes):
         raise UserError(
             f"model: gives {list(logits.shape[1:])} numbers for the {num_classes} classes of data.class_names; "
@@ -204,10 +207,12 @@ def _check_shapes(module: Classifier, num_classes: int) -> None:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # such as that logits and labels are broadcast
-            module.loss(logits, torch.zeros(2, dtype=torch.int64))
+            warnings.filterwarnings("error", message="Using a target size")
+            loss = module.loss(logits, torch.zeros(2, dtype=torch.int64))
     except Exception as error:  # whatever a loss says to options that its constructor takes
         raise UserError(f"loss: {in_one_line(error)}") from error
+    if loss.ndim:
+        raise UserError(f"loss: must give one number for a batch, got {list(loss.shape)} numbers")
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
@@ -227,11 +232,11 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     check_arguments("sweep", _sweep, config["sweep"])
     if schedule := (config["scheduler"] or {}).get("_target_"):
         found = _locate("scheduler", schedule)
-        if not (isinstance(found, type) and issubclass(found, Schedule)):
+        if isinstance(found, type) and issubclass(found, LRScheduler):
             wrapped = "must be mnist_lit.module.Schedule, which wraps torch's; see conf/scheduler/cosine.yaml"
             raise UserError(f"scheduler._target_={schedule}: {wrapped}")
     for key, node in _targets(config):
-        check_arguments(key, _locate(key, node["_target_"]), node)
+        check_arguments(key, _locate(key, node["_target_"]), node, given=GIVEN.get(key, ()))
     _check_together(config)
     return config
 
@@ -324,8 +329,11 @@ def _targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     if isinstance(node, dict) and "_target_" in node:
         yield key, node
     children = node if isinstance(node, dict) else dict(enumerate(node)) if isinstance(node, list) else {}
+    is_built_later = isinstance(node, dict) and node.get("_recursive_") is False
     for name, child in children.items():
-        yield from _targets(child, f"{key}.{name}" if key else str(name))
+        for below, target in _targets(child, f"{key}.{name}" if key else str(name)):
+            # By whoever gets the node, with arguments of its own.
+            yield below, target | ({"_partial_": True} if is_built_later else {})
 
 
 def _locate(key: str, target: str) -> Callable[..., Any]:
@@ -351,9 +359,10 @@ def _try(key: str, build_it: Callable[[], Any]) -> Any:
         return build_it()
     except Exception as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        if not isinstance(cause, ValueError | TypeError | MisconfigurationException | InstantiationException):
+            raise UserError(f"{key}: {in_one_line(cause)}") from error
         message = " ".join(str(cause).split())
         first_word = message.split(" ", 1)[0]
         # Our own leaves begin with the argument's name: "batch_size must be ...".
         is_argument = first_word.isidentifier() and first_word.islower() and first_word != key
-        separator = "." if is_argument else ": "
-        raise UserError(f"{key}{separator}{message}") from error
+        raise UserError(f"{key}{'.' if is_argument else ': '}{message}") from error

@@ -1,9 +1,7 @@
 """What every entry point shares: where the configuration lies, how it starts, and errors told in one line."""
 
-import atexit
 import difflib
 import gc
-import io
 import logging
 import os
 import re
@@ -28,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from mnist_lit import run_folder
-from mnist_lit.errors import UserError, in_one_line
+from mnist_lit.errors import UserError, in_one_line, is_stdout_closed
 from mnist_lit.result import flatten
 from mnist_lit.sweep.identity import job_name, sweep_name
 from mnist_lit.version import __version__
@@ -68,46 +66,6 @@ def run(task: Callable[[DictConfig], Any], config_name: str, *, paths: Sequence[
             signal.signal(signal.SIGINT, before)
 
 
-def run_and_exit(main: Callable[[], None]) -> None:
-    """Run an entry point as `python -m mnist_lit.NAME`, and exit with its code.
-
-    After a single run, threads are joined and `atexit` handlers run as always, but Python's teardown of a million
-    objects is skipped, which takes 0.15 s. Under a profiler or a debugger, which start the entry point themselves, it
-    returns.
-    """
-    is_ours = sys.orig_argv[1:2] == ["-m"] and sys.orig_argv[2].startswith("mnist_lit.")
-    if not is_ours or is_multirun():
-        main()
-        return
-    code: str | int | None = None
-    try:
-        main()
-    except SystemExit as end:
-        code = end.code
-    try:
-        threading._shutdown()  # type: ignore[attr-defined]  # multiprocessing ends its processes with these two
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:  # a full disk or a closed pipe, which Python reports in its own way
-        sys.exit(code)
-    if isinstance(code, str):
-        sys.exit(code)
-    os._exit(code or 0)
-
-
-def _write_out() -> None:
-    """Flush the files that callbacks and modules of the user's left open, then keep the collector from exiting slowly.
-
-    Python would do the former as it exits, and look through all objects once more, which takes 1.7 s after a sweep.
-    """
-    gc.collect()  # a callback and its trainer refer to each other
-    for file in gc.get_objects():
-        if isinstance(file, io.TextIOWrapper | io.BufferedWriter) and not file.closed and file.writable():
-            file.flush()
-    gc.freeze()
-
-
 def is_multirun() -> bool:
     """Return whether the command line asks for a sweep."""
     return bool({"-m", "--multirun"} & set(sys.argv[1:]))
@@ -126,8 +84,7 @@ def _leave_at_once(number: int, frame: object) -> None:
 
 
 def _run(task: Callable[[DictConfig], Any], config_name: str, paths: Sequence[str]) -> None:
-    atexit.register(_write_out)
-    if sys.argv[1:] == ["--version"]:
+    if "--version" in sys.argv[1:]:
         print(f"mnist-lit {__version__}")
         return
     register_resolvers()
@@ -154,8 +111,8 @@ def _run(task: Callable[[DictConfig], Any], config_name: str, paths: Sequence[st
             print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if type(error) is ValueError and (refused := _refused_option(sys.argv[1:])):
-            error = UserError(refused)
+        if str(error).startswith("Config group override must be"):  # which does not say for which
+            error = UserError(_refused_option(sys.argv[1:]) or f"{' '.join(sys.argv[1:])}: {error}")
         tell_and_exit(error)
     finally:
         os.environ.pop("HYDRA_FULL_ERROR", None)
@@ -173,6 +130,7 @@ def _parser() -> ArgumentParser:
     with patch.object(ArgumentParser, "_check_help", lambda parser, action: None, create=True):
         parser = get_args_parser()
     parser.parse_args = parser.parse_intermixed_args  # type: ignore[method-assign]  # KEY=VALUE may follow options
+    parser.allow_abbrev = False  # `is_multirun` looks for --multirun
     parser.error = _refuse  # type: ignore[method-assign]
     return parser
 
@@ -305,7 +263,8 @@ def describe(error: BaseException) -> str:
             below = below.__context__
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
         known = [str(key) for key in cause.parent_node if not str(key).startswith("_") and key != "hydra"]
-        hint = _similar_key(cause) or (f"; a new one is +{cause.full_key}=VALUE" if "." in str(cause.full_key) else "")
+        new = f"; a new one is +{cause.full_key}=VALUE" if "_target_" in cause.parent_node else ""
+        hint = _similar_key(cause) or new
         return f"{cause.full_key} is not a key: there are {', '.join(known) or 'none'}{hint}"
     if isinstance(error, OverrideParseException):
         how = "write KEY=VALUE without spaces, in quotes where it has brackets: 'model.hidden_sizes=[256,64]'"
@@ -327,10 +286,10 @@ def describe(error: BaseException) -> str:
 
 
 def _refused_option(arguments: Sequence[str]) -> str | None:
-    """Find the GROUP=OPTION that Hydra's error does not name where the option is null or a number."""
+    """Find the GROUP=OPTION whose option is null, a truth value or a number."""
     for argument in arguments:
         group, _, option = argument.partition("=")
-        if group and (CONF_DIR / group).is_dir() and option not in _options(group):
+        if option and (CONF_DIR / group).is_dir() and re.fullmatch("null|true|false|[-+.0-9].*", option.lower()):
             return _no_such_option(group, option)
     return None
 
@@ -365,14 +324,14 @@ def tell_and_exit(error: Exception) -> NoReturn:
 
 def tell(error: Exception) -> int:
     """Print the error in one line, log it with its traceback where it is not the user's, return the exit code."""
-    if isinstance(error, BrokenPipeError):  # whoever reads has seen enough; nor shall Python flush into it at the end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError) and is_stdout_closed():
         return 128 + signal.SIGPIPE
     is_users = isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError)
     line = f"error: {describe(error)}"
-    for handler in file_log.handlers:  # set up by Hydra once there is a run folder
+    if file_log.handlers:  # set up by Hydra once there is a run folder
         file_log.error(line, exc_info=None if is_users else error)
-        if not is_users and isinstance(handler, logging.FileHandler):
+    for handler in [] if is_users else file_log.handlers:
+        if isinstance(handler, logging.FileHandler):
             line += f" (where: {os.path.relpath(handler.baseFilename)})"
     print(line, file=sys.stderr)
     return 2 if is_users else 1

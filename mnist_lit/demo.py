@@ -33,4 +33,4 @@ def serve(*, ckpt: str, port: int, trusted: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run_and_exit(main)
+    main()

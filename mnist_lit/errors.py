@@ -1,4 +1,8 @@
-"""The two ways a run can end early that are not bugs."""
+"""The two ways a run can end early that are not bugs, and what every entry point asks of an error."""
+
+import os
+import select
+import sys
 
 
 class UserError(Exception):
@@ -16,3 +20,13 @@ def in_one_line(error: BaseException) -> str:
     """Return the error's message without line breaks; the type's name leads where it is not one of ours."""
     message = " ".join(str(error).split())
     return message if isinstance(error, UserError | DivergedError) else f"{type(error).__name__}: {message}"
+
+
+def is_stdout_closed() -> bool:
+    """Return whether whoever reads what is printed has gone; then nothing more is sent there."""
+    watched = select.poll()
+    watched.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in watched.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True

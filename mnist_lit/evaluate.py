@@ -55,4 +55,4 @@ def score(
 
 
 if __name__ == "__main__":
-    cli.run_and_exit(main)
+    main()

@@ -69,4 +69,4 @@ def _default_path(checkpoint: Path) -> Path:
 
 
 if __name__ == "__main__":
-    cli.run_and_exit(main)
+    main()

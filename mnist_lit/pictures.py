@@ -120,5 +120,5 @@ def save(figure: Figure, path: Path) -> np.ndarray[Any, Any]:
     """Write a PNG file, making its folder, and return the same pixels uint8 [H, W, 3]."""
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas = FigureCanvasAgg(figure)
-    canvas.print_png(str(path))
+    canvas.print_png(str(path), pil_kwargs={"compress_level": 1})  # a fifth larger, in half the time
     return np.asarray(canvas.buffer_rgba())[..., :3]

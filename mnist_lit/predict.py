@@ -67,4 +67,4 @@ def read(
 
 
 if __name__ == "__main__":
-    cli.run_and_exit(main)
+    main()

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mnist_lit.errors import UserError
+from mnist_lit.errors import UserError, is_stdout_closed
 from mnist_lit.sweep.ledger import LEDGER
 
 DESCRIPTION = """\
@@ -39,10 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(write_report(folders, output, metric=options.metric))
     except UserError as error:
         sys.exit(_refuse(str(error)))
-    except BrokenPipeError:  # whoever reads has seen enough; nor shall Python flush into it at the end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and is_stdout_closed():
+            sys.exit(128 + signal.SIGPIPE)
         sys.exit(_refuse(f"{error.strerror}: {error.filename}"))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

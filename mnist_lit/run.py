@@ -111,9 +111,9 @@ class Run:
             # Read now: the test reloads the callbacks' states from the best checkpoint.
             self.fit_seconds = self.timer.time_elapsed("train")
             stopping = self.trainer.early_stopping_callback
-            if stopping is not None and stopping.stopped_epoch:
-                why = f"no better {stopping.monitor} in {stopping.patience} validations (callbacks.early_stopping)"
-                self.stopped_early = f"after {stopping.stopped_epoch + 1} epochs: {why}"
+            if stopping is not None and stopping.stopping_reason_message:
+                why = stopping.stopping_reason_message.removesuffix(" Signaling Trainer to stop.")
+                self.stopped_early = f"after epoch {stopping.stopped_epoch + 1}: {why}"
         if path := self._best_checkpoint():
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             self.best_epoch = checkpoint["epoch"] + 1  # Lightning counts from 0

@@ -5,46 +5,56 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import typeguard
 
 from mnist_lit.errors import UserError
 
+# What a node may hold for Hydra itself.
+HYDRAS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
+# What is not known yet where a configuration is read, and how it comes.
+LATER = {"params": "the weights come", "optimizer": "the optimizer comes"}
 
-def check_arguments(key: str, target: Callable[..., Any], node: dict[str, Any]) -> None:
+
+def check_arguments(key: str, target: Callable[..., Any], node: dict[str, Any], *, given: Collection[str] = ()) -> None:
     """Compare a node's keys and values with the signature of what it configures; `key` is the node's own.
 
     Raises UserError for the first key that `target` does not take, value of another type than its hint, or key that is
-    missing; with `_partial_`, others may come later.
+    missing. Those in `given` are not: they come from elsewhere; nor is any with `_partial_` or `_args_`.
     """
     names, required, takes_any, hints = _arguments_of(target)
     for name, value in node.items():
-        if name in ("_target_", "_partial_", "_convert_", "_recursive_"):
+        if name in HYDRAS:
             continue
         dotted = f"{key}.{name}" if key else name
         if name not in names and not takes_any:
             close = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
-            out = f"; to take it out, write ~{dotted}" if key else ""
+            out = f"; leave it out, or write ~{dotted} where a file sets it" if key else ""
             raise UserError(
                 f"{dotted}={value}: not a key; {hint}{key or 'the configuration'} takes {', '.join(names)}{out}"
             )
         is_built_first = isinstance(value, dict) and "_target_" in value
         if name in hints and not is_built_first and not _is_a(value, hints[name]):
             raise UserError(f"{dotted}={value}: must be {_in_words(hints[name])}")
+    if node.get("_partial_") or "_args_" in node:
+        return
     for name in required:
-        if name not in node and not node.get("_partial_"):
+        if name not in node and name not in given:
             dotted = f"{key}.{name}" if key else name
-            hint = "; add _partial_: true, the weights come later" if name == "params" else ""
-            raise UserError(f"{dotted} is missing: {key or 'every run'} needs it{hint}")
+            hint = f"; add _partial_: true, {LATER[name]} later" if name in LATER else ""
+            raise UserError(f"{dotted} is missing: {key or 'the configuration'} needs it{hint}")
 
 
 @functools.cache  # the hints of lightning.Trainer take as long to read as all else here
 def _arguments_of(target: Callable[..., Any]) -> tuple[list[str], list[str], bool, dict[str, Any]]:
     """Return the names of all arguments, and of those without a default, whether others can be named, and the hints."""
-    parameters = inspect.signature(target).parameters.values()
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (ValueError, TypeError):  # of some that are written in C
+        return [], [], True, {}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
     required = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]

@@ -270,4 +270,4 @@ def _show(result: Result, run: "Run", cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.run_and_exit(main)
+    main()

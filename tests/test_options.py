@@ -2,6 +2,8 @@
 
 import math
 import re
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,75 @@ def test_augmentation_may_be_a_dataclass(train_run: Train, tmp_path: Path, monke
     assert run.values("train/loss") != plain.values("train/loss")
 
 
+MINE = """
+import warnings
+
+import torch
+from hydra.utils import instantiate
+
+from mnist_lit.data import MNISTDataModule
+
+
+class Late(torch.nn.Sequential):
+    def __init__(self, layer):
+        super().__init__(torch.nn.Flatten(), instantiate(layer, in_features=784))
+
+
+class Own(MNISTDataModule):
+    def __init__(self, *, augmentation, **others):
+        super().__init__(augmentation=augmentation, **others)
+
+
+class Noisy(torch.nn.CrossEntropyLoss):
+    def forward(self, logits, labels):
+        warnings.warn("old", DeprecationWarning)
+        return super().forward(logits, labels)
+"""
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["~model", "+model={_target_:mine.Late,_recursive_:false,layer:{_target_:torch.nn.Linear,out_features:10}}"],
+        [
+            "~model",
+            "+model={_target_:torch.nn.Sequential,_args_:[{_target_:torch.nn.Flatten},"
+            "{_target_:torch.nn.Linear,in_features:784,out_features:10}]}",
+        ],
+        ["data._target_=mine.Own"],
+        ["~loss", "+loss._target_=mine.Noisy"],
+    ],
+    ids=["built_later", "by_position", "given_by_code", "warns"],
+)
+def test_classes_of_ones_own_need_no_more_than_hydra_does(
+    overrides: list[str], make_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        assert build(make_config(*overrides)).module.training
+
+
+@pytest.mark.parametrize(
+    ("threshold", "said"),
+    [(0.01, "stopped     after epoch 1: Stopping threshold reached"), (None, "stopped     after epoch 3: Monitored")],
+)
+def test_early_stopping_says_why(
+    threshold: float | None, said: str, train_run: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train_run(
+        "callbacks=early_stopping",
+        "callbacks.early_stopping.patience=2",
+        *([] if threshold is None else [f"+callbacks.early_stopping.stopping_threshold={threshold}"]),
+        "optimizer.lr=1e-12",
+        "trainer.max_epochs=50",
+    )
+    assert run.result["status"] == "finished"
+    assert said in capsys.readouterr().out
+
+
 def test_cross_entropy_by_yaml(train_run: Train) -> None:
     run = train_run("loss=cross_entropy", "trainer.max_epochs=1", "trainer.log_every_n_steps=1")
     assert run.values("train/loss")[0] == pytest.approx(math.log(10), abs=0.3)
@@ -143,8 +214,8 @@ def test_early_stopping_stops_early(train_run: Train, capsys: pytest.CaptureFixt
     assert run.last["epoch"] == 2  # the default callbacks are there too
     assert run.result["status"] == "finished"
     assert run.result["best_epoch"] == 1
-    why = "no better val/acc in 2 validations (callbacks.early_stopping)"
-    assert f"stopped     after 3 epochs: {why}\n" in capsys.readouterr().out
+    why = "Monitored metric val/acc did not improve in the last 2 records. Best score: "
+    assert f"stopped     after epoch 3: {why}" in capsys.readouterr().out
 
 
 def test_checkpoints_within_an_epoch(train_run: Train) -> None:
