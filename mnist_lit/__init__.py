@@ -32,7 +32,7 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> "Run":
     from mnist_lit.errors import UserError
     from mnist_lit.sweep import ledger
 
-    with cli.fast_imports(freeze=False):  # what else this process holds is the caller's
+    with cli.fast_imports(is_program=False):  # what else this process holds is the caller's
         from mnist_lit.build import build
     cfg = cli.compose("train", overrides)
     if cfg.resume is not None:
@@ -64,6 +64,6 @@ def load_model(path: str | Path, *, trusted: Sequence[str] = ()) -> "Predictor":
     """
     from mnist_lit import cli
 
-    with cli.fast_imports(freeze=False):  # what else this process holds is the caller's
+    with cli.fast_imports(is_program=False):  # what else this process holds is the caller's
         from mnist_lit.checkpoint import read_checkpoint
     return read_checkpoint(path).predictor(trusted=trusted)

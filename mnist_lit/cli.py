@@ -41,8 +41,8 @@ CKPT = "a .ckpt file or a run's folder (outputs/train/DATE/TIME)"
 # Extras in pyproject.toml that install plugins for Hydra.
 EXTRAS = ("joblib", "optuna", "ray", "submitit")
 
-# What torchmetrics imports if it is there; see `fast_imports`.
-SLOW_TO_IMPORT = ("torchvision", "scipy")
+# What torchmetrics imports if it is there; see `fast_imports`. The last is for plots of metrics, as in a notebook.
+SLOW_TO_IMPORT = ("torchvision", "scipy", "matplotlib")
 
 # Goes to the run folder's log only (conf/hydra/default.yaml).
 file_log = logging.getLogger("mnist_lit.file_only")
@@ -176,19 +176,20 @@ def only_in_the_log_file() -> Iterator[None]:
 
 
 @contextmanager
-def fast_imports(*, freeze: bool = True) -> Iterator[None]:
+def fast_imports(*, is_program: bool = True) -> Iterator[None]:
     """Import torch and lightning without garbage collection, and without what nothing here uses.
 
     The imports create half a million objects that all stay. Collecting garbage while they load takes 1.4 seconds, so
-    it waits, and with `freeze` they are left out of later collections. torchmetrics, which lightning brings, spends 1.3
-    seconds on SciPy and torchvision, for metrics of sounds and images, so both are reported missing meanwhile: a few of
-    those metrics stay unavailable in this process.
+    it waits, and in a program of ours they are left out of later collections, too. torchmetrics, which lightning
+    brings, spends 1.3 seconds on SciPy and torchvision, for metrics of sounds and images, so both are reported missing
+    meanwhile: a few of those metrics stay unavailable in this process. So does pyplot, in a program of ours.
     """
     if "lightning" in sys.modules:  # done before, as in every job of a sweep but the first
         _hear_interrupts()
         yield
         return
     has_requirement, has_package = imports.RequirementCache.__bool__, imports.package_available
+    hidden = SLOW_TO_IMPORT if is_program else SLOW_TO_IMPORT[:-1]
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -196,13 +197,13 @@ def fast_imports(*, freeze: bool = True) -> Iterator[None]:
             patch.object(
                 imports.RequirementCache,
                 "__bool__",
-                lambda cache: cache.requirement not in SLOW_TO_IMPORT and has_requirement(cache),
+                lambda cache: cache.requirement not in hidden and has_requirement(cache),
             ),
-            patch.object(imports, "package_available", lambda name: name not in SLOW_TO_IMPORT and has_package(name)),
+            patch.object(imports, "package_available", lambda name: name not in hidden and has_package(name)),
         ):
             yield
     finally:
-        if freeze:
+        if is_program:
             gc.freeze()
         if was_enabled:
             gc.enable()

@@ -73,7 +73,7 @@ def test_fast_imports_leave_a_caller_its_collector(monkeypatch: pytest.MonkeyPat
     frozen = gc.get_freeze_count()
     (gc.enable if is_enabled else gc.disable)()
     try:
-        with cli.fast_imports(freeze=False):
+        with cli.fast_imports(is_program=False):
             assert not gc.isenabled()
         assert gc.isenabled() == is_enabled
     finally:
@@ -83,14 +83,17 @@ def test_fast_imports_leave_a_caller_its_collector(monkeypatch: pytest.MonkeyPat
 
 def test_fast_imports_hide_what_torchmetrics_would_import(monkeypatch: pytest.MonkeyPatch) -> None:
     def seen() -> list[bool]:
-        caches = [imports.RequirementCache(name) for name in ("torchvision", "scipy", "torch")]
+        caches = [imports.RequirementCache(name) for name in ("torchvision", "scipy", "matplotlib", "torch")]
         return [*map(bool, caches), imports.package_available("scipy"), imports.package_available("torch")]
 
     monkeypatch.delitem(sys.modules, "lightning")  # as in a new process
     monkeypatch.setattr(gc, "freeze", lambda: None)
     with cli.fast_imports():
-        assert seen() == [False, False, True, False, True]
-    assert seen() == [True] * 5
+        assert seen() == [False, False, False, True, False, True]
+    assert seen() == [True] * 6
+    monkeypatch.delitem(sys.modules, "lightning", raising=False)
+    with cli.fast_imports(is_program=False):
+        assert seen() == [False, False, True, True, False, True]
 
 
 def test_runs_after_the_first_keep_no_garbage_for_good() -> None:
