@@ -264,7 +264,7 @@ def describe(error: BaseException) -> str:
             below = below.__context__
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
         known = [str(key) for key in cause.parent_node if not str(key).startswith("_") and key != "hydra"]
-        new = f"; a new one is +{cause.full_key}=VALUE" if "_target_" in cause.parent_node else ""
+        new = f"; a new one needs a plus: +{cause.full_key}" if known and "." in str(cause.full_key) else ""
         hint = _similar_key(cause) or new
         return f"{cause.full_key} is not a key: there are {', '.join(known) or 'none'}{hint}"
     if isinstance(error, OverrideParseException):

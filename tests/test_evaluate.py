@@ -197,6 +197,7 @@ def test_missing_checkpoint_is_asked_for(main: Main, tmp_path: Path) -> None:
         ("split=train", "split=train: must be test or val"),
         ("accelerator=abacus", "accelerator=abacus: "),
         ("trusted=os", "trusted=os: must be a list, each text"),
+        ("data.source_dir=x", "data.source_dir is not a key: there are root; a new one needs a plus: +data.source_dir"),
         ("+foo=1", "foo=1: not a key; the configuration takes ckpt, data, split"),
         ("checkpoint=x", "checkpoint is not a key: there are "),
         ("data=mnits", "data=mnits: no such option, there are fashion_mnist, kmnist, mnist, sample"),
