@@ -90,7 +90,10 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("+foo=1", ["foo=1: not a key; the configuration takes data, augmentation, model, loss, optimizer"]),
     ("augmentation=blur", ["augmentation=blur: no such option, there are affine_elastic, elastic, none"]),
     ("augmentation.alpha=1", ["augmentation.alpha is not a key: there are none"]),
-    ("callbacks.mine._target_=mine.Callback", ["callbacks.mine is not a key", "; a new one needs a plus: +callbacks.mine"]),
+    (
+        "callbacks.mine._target_=mine.Callback",
+        ["callbacks.mine is not a key", "; a new one needs a plus: +callbacks.mine"],
+    ),
     ("optimizer.eps=1", ["optimizer.eps is not a key", "; a new one needs a plus: +optimizer.eps"]),
     (
         "~loss +loss={_target_:torch.nn.CrossEntropyLoss,reduction:none}",
