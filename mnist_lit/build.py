@@ -5,10 +5,9 @@ is built here takes plain arguments.
 """
 
 import logging
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
@@ -22,6 +21,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils import deterministic
 
+from mnist_lit import configuration
 from mnist_lit.callbacks.checkpoint import WholeFiles
 from mnist_lit.data import MNISTDataModule
 from mnist_lit.errors import UserError, in_one_line
@@ -38,7 +38,6 @@ for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
 # Hydra logs what it also raises, over several lines.
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
 
-MONITORED = ("val/acc", "val/loss")
 # Arguments that are not in the configuration, since they are built from other parts of it.
 GIVEN = {"data": ("augmentation",), "trainer": ("callbacks", "logger", "default_root_dir")}
 
@@ -229,7 +228,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     Raises UserError for the first key that is unknown to the class it configures, or of another type.
     """
     config = check_top_level(cfg)
-    check_arguments("sweep", _sweep, config["sweep"])
+    check_arguments("sweep", configuration.sweep, config["sweep"])
     if schedule := (config["scheduler"] or {}).get("_target_"):
         found = _locate("scheduler", schedule)
         if isinstance(found, type) and issubclass(found, LRScheduler):
@@ -237,13 +236,13 @@ def check(cfg: DictConfig) -> dict[str, Any]:
             raise UserError(f"scheduler._target_={schedule}: {wrapped}")
     for key, node in _targets(config):
         check_arguments(key, _locate(key, node["_target_"]), node, given=GIVEN.get(key, ()))
-    _check_together(config)
+    configuration.check_together(config)
     return config
 
 
 def check_top_level(cfg: DictConfig) -> dict[str, Any]:
     """Resolve the configuration of a run; raises UserError unless its top level has the keys and types it must have."""
-    return check_keys(_top_level, cfg)
+    return check_keys(configuration.top_level, cfg)
 
 
 def check_keys(expected: Callable[..., Any], cfg: DictConfig) -> dict[str, Any]:
@@ -254,74 +253,6 @@ def check_keys(expected: Callable[..., Any], cfg: DictConfig) -> dict[str, Any]:
     config = resolve(cfg)
     check_arguments("", expected, config)
     return config
-
-
-def _check_together(config: dict[str, Any]) -> None:
-    """Check ranges that no constructor looks at, and combinations that cannot work."""
-    trainer, data, optimizer = config["trainer"], config["data"], config["optimizer"]
-    if not 0 <= config["seed"] < 2**32:
-        raise UserError(f"seed={config['seed']}: must be from 0 to 4294967295")
-    accelerator = trainer.get("accelerator")
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available() and not torch.mps.is_available():
-        raise UserError(f"trainer.accelerator={accelerator}: torch finds no GPU here; set it to cpu or auto")
-    max_epochs = trainer.get("max_epochs")
-    if max_epochs is None or max_epochs == 0 or max_epochs < -1:
-        raise UserError(f"trainer.max_epochs={max_epochs}: must be at least 1, or -1: until a callback stops it")
-    clip, precision = trainer.get("gradient_clip_val") or 0, str(trainer.get("precision"))
-    if max_epochs == -1 and (config["scheduler"] or {}).get("length_argument"):
-        raise UserError("trainer.max_epochs=-1: this scheduler needs the run's length; give it, or set scheduler=none")
-    if clip and "mixed" in precision and optimizer.get("fused"):
-        raise UserError(
-            f"trainer.gradient_clip_val={clip}: Lightning cannot clip for a fused optimizer in "
-            f"trainer.precision={precision}; set optimizer.fused=false"
-        )
-    for key in ("log_every_n_steps", "check_val_every_n_epoch"):
-        if trainer.get(key) is not None and trainer[key] < 1:
-            raise UserError(f"trainer.{key}={trainer[key]}: must be at least 1")
-    if trainer.get("limit_train_batches") == 0:
-        raise UserError("trainer.limit_train_batches=0: leaves nothing to train on; set it to null for all batches")
-    if clip < 0:
-        raise UserError(f"trainer.gradient_clip_val={clip}: must be above 0, or null: none")
-    if not 0 < optimizer.get("lr", 1) < math.inf:
-        raise UserError(f"optimizer.lr={optimizer['lr']}: must be above 0 and finite")
-    limit_val_batches = trainer.get("limit_val_batches")
-    for name, callback in config["callbacks"].items():
-        if callback and not isinstance(callback, dict):
-            raise UserError(f"callbacks.{name}={callback}: must be a group of keys, or null: none")
-        monitor = (callback or {}).get("monitor")
-        if monitor is not None and monitor not in MONITORED:
-            raise UserError(f"callbacks.{name}.monitor={monitor}: must be {' or '.join(MONITORED)}")
-        for key, value in {"data.val_size": data["val_size"], "trainer.limit_val_batches": limit_val_batches}.items():
-            if monitor is not None and value == 0:
-                raise UserError(
-                    f"callbacks.{name}.monitor={monitor}: {key}=0 leaves nothing to validate on; set it to null"
-                )
-
-
-def _top_level(
-    *,
-    data: dict[str, Any],
-    augmentation: dict[str, Any] | None,
-    model: dict[str, Any],
-    loss: dict[str, Any],
-    optimizer: dict[str, Any],
-    scheduler: dict[str, Any] | None,
-    trainer: dict[str, Any],
-    callbacks: dict[str, Any],
-    logger: dict[str, Any],
-    sweep: dict[str, Any],
-    seed: int,
-    test: bool,
-    resume: str | None,
-    run_dir: str,
-) -> None:
-    """Stand for the top level of the configuration: its keys and their types."""
-
-
-def _sweep(
-    *, name: str | int, keys: list[str], on_error: Literal["continue", "stop"], dry_run: bool, pictures: list[str]
-) -> None:
-    """Stand for the group `sweep`, which configures no class."""
 
 
 def _targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

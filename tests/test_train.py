@@ -2,10 +2,6 @@
 
 import logging
 import math
-import os
-import shutil
-import signal
-import sys
 from dataclasses import fields
 from pathlib import Path
 from time import perf_counter
@@ -14,18 +10,13 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from conftest import Train, Trained, compose_config, files, read_checkpoint, read_result
+from conftest import Train, Trained, files
 from matplotlib.image import imread
 from omegaconf import DictConfig, OmegaConf
 from plain_torch import scores
-from torch import Tensor
-from torch.nn import functional
 
-from mnist_lit import cli
 from mnist_lit.data.sources import SAMPLE
 from mnist_lit.errors import UserError
-from mnist_lit.loss import OneHotMSE
-from mnist_lit.module import Classifier
 from mnist_lit.result import SCHEMA_VERSION, Result
 from mnist_lit.train import train
 
@@ -194,94 +185,6 @@ def test_run_too_short_for_a_curve_ends_well(train_run: Train) -> None:
     assert "figures/first_layer_weights.png" in files(run.folder)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "start"),
-    [
-        (["optimizer.lr=1000"], "train/loss became nan at step 10: "),
-        (["optimizer.lr=1000", "trainer.log_every_n_steps=100"], "val/loss became nan at step 16: "),
-    ],
-    ids=["train", "val"],
-)
-def test_diverged_run_says_so_and_exits_with_1(
-    train_run: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], start: str
-) -> None:
-    with pytest.raises(SystemExit) as end:
-        train_run(*overrides)
-    assert end.value.code == 1
-    result = read_result(tmp_path / "run")
-    assert result["status"] == "diverged"
-    assert result["error"] == f"{start}try a smaller optimizer.lr, or trainer.gradient_clip_val=1"
-    assert result["metrics"] == {}
-    assert result["best_epoch"] is None
-    printed = capsys.readouterr()
-    assert f"diverged    {start}" in printed.out
-    assert "Traceback" not in printed.out + printed.err
-
-
-def test_one_bad_validation_batch_counts(train_run: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def sometimes_nan(logits: Tensor, labels: Tensor) -> Tensor:
-        value = functional.mse_loss(logits, functional.one_hot(labels, 10).float())
-        return value if logits.requires_grad or len(labels) != 150 else value * math.nan
-
-    monkeypatch.setattr(OneHotMSE, "forward", staticmethod(sometimes_nan))
-    with pytest.raises(SystemExit):
-        train_run("data.eval_batch_size=250", "trainer.max_epochs=1")  # of 400 images: 250 and 150
-    assert read_result(tmp_path / "run")["status"] == "diverged"
-
-
-def test_failure_is_recorded_and_raised(train_run: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def fail(self: Classifier, batch: Any, batch_idx: int) -> Tensor:
-        if self.trainer.global_step == 20:
-            raise RuntimeError("out of\nluck")
-        return training_step(self, batch, batch_idx)
-
-    training_step = Classifier.training_step
-    monkeypatch.setattr(Classifier, "training_step", fail)
-    with pytest.raises(RuntimeError, match=r"^out of\nluck$"):
-        train_run(full=True)
-    result = read_result(tmp_path / "run")
-    assert result["status"] == "failed"
-    assert result["error"] == "RuntimeError: out of luck"
-    assert [step for step, _ in result["history"]["train/loss"]] == [10, 20]
-    assert read_checkpoint(tmp_path / "run", "last")["global_step"] == 16
-    assert files(tmp_path / "run").count("events") == 1
-
-
-@pytest.mark.usefixtures("ctrl_c")
-def test_ctrl_c_is_recorded_and_exits_with_130(
-    train_run: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def interrupt(self: Classifier, batch: Any, batch_idx: int) -> Tensor:
-        if self.trainer.global_step == 20:
-            raise KeyboardInterrupt
-        return training_step(self, batch, batch_idx)
-
-    training_step = Classifier.training_step
-    monkeypatch.setattr(Classifier, "training_step", interrupt)
-    with pytest.raises(SystemExit) as end:
-        train_run()
-    assert end.value.code == 130
-    result = read_result(tmp_path / "run")
-    assert result["status"] == "interrupted"
-    assert result["error"] is None
-    assert result["metrics"].keys() <= {"val/loss", "val/acc"}
-    assert [step for step, _ in result["history"]["val/acc"]] == [16]
-
-
-def test_folder_of_another_run_is_refused_and_left_alone(trained: Trained) -> None:
-    def contents() -> dict[Path, tuple[int, bytes]]:
-        paths = (path for path in trained.folder.rglob("*") if path.is_file() and path.name != ".lock")
-        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
-
-    before = contents()
-    with pytest.raises(UserError) as refusal:
-        train(compose_config(trained.folder, "seed=1"))
-    assert str(refusal.value) == (
-        f"{trained.folder} belongs to another run: resume={trained.folder} goes on with it, or name a new folder"
-    )
-    assert contents() == before
-
-
 # From Python 3.12 on, forking a process with threads (TensorBoard's writer) warns.
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_worker_processes_change_nothing(train_run: Train, trained: Trained) -> None:
@@ -296,56 +199,6 @@ def test_the_first_of_several_processes_takes_no_other_runs_folder(
     monkeypatch.setenv("LOCAL_RANK", "0")  # as torchrun does
     with pytest.raises(UserError, match="belongs to another run"):
         train(trained.config)
-
-
-def test_a_ctrl_c_ends_at_once_until_libraries_are_imported(
-    ctrl_c: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    heard = []
-
-    def task(cfg: DictConfig) -> None:
-        heard.append(signal.getsignal(signal.SIGINT))
-        with cli.fast_imports():
-            pass
-        heard.append(signal.getsignal(signal.SIGINT))
-
-    def leave(code: int) -> None:
-        raise SystemExit(code)
-
-    monkeypatch.setattr(sys, "argv", ["mnist-lit-export"])
-    cli.run(task, "export")
-    at_once, later = heard
-    assert later is signal.default_int_handler
-    assert callable(at_once)
-    monkeypatch.setattr(os, "_exit", leave)
-    with pytest.raises(SystemExit, match="130"):
-        at_once(signal.SIGINT, None)
-    assert capfd.readouterr().err == "interrupted\n"
-
-
-@pytest.mark.parametrize("left", [[], None, ["train.log", "config.yaml"]], ids=["new", "not_made_yet", "resumed"])
-def test_an_early_ctrl_c_leaves_no_folder(
-    ctrl_c: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, left: list[str] | None
-) -> None:
-    def task(cfg: DictConfig) -> None:
-        if left is None:
-            shutil.rmtree(cfg.run_dir)
-        for name in left or []:
-            (Path(cfg.run_dir) / name).touch()
-        handler = signal.getsignal(signal.SIGINT)
-        assert callable(handler)
-        handler(signal.SIGINT, None)
-
-    def leave(code: int) -> None:
-        raise SystemExit(code)
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["mnist-lit-train", "hydra.run.dir=run"])
-    monkeypatch.setattr(os, "_exit", leave)
-    with pytest.raises(SystemExit, match="130"):
-        cli.run(task, "train")
-    assert sorted(path.name for path in tmp_path.glob("run/*")) == sorted(left or [])
-    assert (tmp_path / "run").exists() == bool(left)
 
 
 def test_a_line_on_the_screen_for_all_that_counts(

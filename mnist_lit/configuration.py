@@ -1,0 +1,78 @@
+"""What the configuration must hold: the keys and types of its top level, and values that can work together."""
+
+import math
+from typing import Any, Literal
+
+import torch
+
+from mnist_lit.errors import UserError
+
+MONITORED = ("val/acc", "val/loss")
+
+
+def top_level(
+    *,
+    data: dict[str, Any],
+    augmentation: dict[str, Any] | None,
+    model: dict[str, Any],
+    loss: dict[str, Any],
+    optimizer: dict[str, Any],
+    scheduler: dict[str, Any] | None,
+    trainer: dict[str, Any],
+    callbacks: dict[str, Any],
+    logger: dict[str, Any],
+    sweep: dict[str, Any],
+    seed: int,
+    test: bool,
+    resume: str | None,
+    run_dir: str,
+) -> None:
+    """Stand for the top level of the configuration: its keys and their types."""
+
+
+def sweep(
+    *, name: str | int, keys: list[str], on_error: Literal["continue", "stop"], dry_run: bool, pictures: list[str]
+) -> None:
+    """Stand for the group `sweep`, which configures no class."""
+
+
+def check_together(config: dict[str, Any]) -> None:
+    """Check ranges that no constructor looks at; raises UserError for these and for combinations that cannot work."""
+    trainer, data, optimizer = config["trainer"], config["data"], config["optimizer"]
+    if not 0 <= config["seed"] < 2**32:
+        raise UserError(f"seed={config['seed']}: must be from 0 to 4294967295")
+    accelerator = trainer.get("accelerator")
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available() and not torch.mps.is_available():
+        raise UserError(f"trainer.accelerator={accelerator}: torch finds no GPU here; set it to cpu or auto")
+    max_epochs = trainer.get("max_epochs")
+    if max_epochs is None or max_epochs == 0 or max_epochs < -1:
+        raise UserError(f"trainer.max_epochs={max_epochs}: must be at least 1, or -1: until a callback stops it")
+    clip, precision = trainer.get("gradient_clip_val") or 0, str(trainer.get("precision"))
+    if max_epochs == -1 and (config["scheduler"] or {}).get("length_argument"):
+        raise UserError("trainer.max_epochs=-1: this scheduler needs the run's length; give it, or set scheduler=none")
+    if clip and "mixed" in precision and optimizer.get("fused"):
+        raise UserError(
+            f"trainer.gradient_clip_val={clip}: Lightning cannot clip for a fused optimizer in "
+            f"trainer.precision={precision}; set optimizer.fused=false"
+        )
+    for key in ("log_every_n_steps", "check_val_every_n_epoch"):
+        if trainer.get(key) is not None and trainer[key] < 1:
+            raise UserError(f"trainer.{key}={trainer[key]}: must be at least 1")
+    if trainer.get("limit_train_batches") == 0:
+        raise UserError("trainer.limit_train_batches=0: leaves nothing to train on; set it to null for all batches")
+    if clip < 0:
+        raise UserError(f"trainer.gradient_clip_val={clip}: must be above 0, or null: none")
+    if not 0 < optimizer.get("lr", 1) < math.inf:
+        raise UserError(f"optimizer.lr={optimizer['lr']}: must be above 0 and finite")
+    limit_val_batches = trainer.get("limit_val_batches")
+    for name, callback in config["callbacks"].items():
+        if callback and not isinstance(callback, dict):
+            raise UserError(f"callbacks.{name}={callback}: must be a group of keys, or null: none")
+        monitor = (callback or {}).get("monitor")
+        if monitor is not None and monitor not in MONITORED:
+            raise UserError(f"callbacks.{name}.monitor={monitor}: must be {' or '.join(MONITORED)}")
+        for key, value in {"data.val_size": data["val_size"], "trainer.limit_val_batches": limit_val_batches}.items():
+            if monitor is not None and value == 0:
+                raise UserError(
+                    f"callbacks.{name}.monitor={monitor}: {key}=0 leaves nothing to validate on; set it to null"
+                )
