@@ -2,6 +2,7 @@
 
     python benchmarks/train_speed.py            # real MNIST, about ten minutes, one table
     python benchmarks/train_speed.py --repeats 1
+    python benchmarks/train_speed.py --accelerator gpu    # all three loops, but for the blog's whole process
 
 Everything is interleaved, and every figure is a median; a ratio is the median of the ratios within a round,
 so that a machine whose speed drifts does not spoil it. "Ours" has TensorBoard, checkpoints, validation and
@@ -34,6 +35,7 @@ with cli.fast_imports():  # as `python -m mnist_lit.train` does, which keeps wha
     from mnist_lit.linear import Linear
     from mnist_lit.run import Run, quiet
 
+CPU = torch.device("cpu")
 NUM_TRAIN = 55_000  # what 5,000 validation images leave
 BATCH_SIZE = 512
 NUM_EPOCHS = 3
@@ -46,12 +48,22 @@ def experiment(*overrides: str) -> Run:
     return build(cfg)
 
 
-def ours(*overrides: str) -> float:
+def ours(*overrides: str, device: torch.device = CPU) -> float:
     """Seconds from the first batch to the end of the last epoch: what `result.json` calls `fit_seconds`."""
-    made = experiment("~callbacks.pictures", *overrides)
+    made = experiment("~callbacks.pictures", accelerator(device), *overrides)
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere), quiet():
         made.trainer.fit(made.module, datamodule=made.datamodule)
     return made.timer.time_elapsed("train")
+
+
+def accelerator(device: torch.device) -> str:
+    return f"trainer.accelerator={device.type}"
+
+
+def seconds_since(started: float, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()  # whose work is only asked for by then
+    return time.perf_counter() - started
 
 
 def network(layer: type[nn.Linear] = nn.Linear) -> nn.Sequential:
@@ -61,36 +73,38 @@ def network(layer: type[nn.Linear] = nn.Linear) -> nn.Sequential:
 
 def bare(images: Tensor, labels: Tensor, layer: type[nn.Linear] = nn.Linear) -> float:
     """Seconds of the least a loop can do with the data in memory: normalised floats, randperm, index, step."""
+    device = images.device
     images = (images.float() / 255 - 0.1307) / 0.3081
     targets = one_hot(labels, 10).float()
-    net = network(layer)
+    net = network(layer).to(device)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
     started = time.perf_counter()
     for _ in range(NUM_EPOCHS):
-        for batch in torch.randperm(len(images)).split(BATCH_SIZE):
+        for batch in torch.randperm(len(images), device=device).split(BATCH_SIZE):
             loss = mse_loss(net(images[batch]), targets[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return time.perf_counter() - started
+    return seconds_since(started, device)
 
 
-def blog(root: Path) -> float:
+def blog(root: Path, device: torch.device) -> float:
     """Seconds of the blog's loop: torchvision's data set, transforms per image, DataLoader."""
     from torchvision import datasets, transforms
 
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
     loader = DataLoader(Subset(datasets.MNIST(root, transform=transform), range(NUM_TRAIN)), BATCH_SIZE, shuffle=True)
-    net = network()
+    net = network().to(device)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
     started = time.perf_counter()
     for _ in range(NUM_EPOCHS):
         for images, labels in loader:
+            images, labels = images.to(device), labels.to(device)
             loss = mse_loss(net(images), one_hot(labels, 10).float())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return time.perf_counter() - started
+    return seconds_since(started, device)
 
 
 # Started from this process, a child would count this one's memory as its own: Linux carries the peak of the
@@ -119,11 +133,13 @@ def data_root() -> Path:
     return Path(os.environ.get("MNIST_LIT_DATA", "data")).resolve()
 
 
-def machine() -> str:
+def machine(device: torch.device = CPU) -> str:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         model = next((line.split(":")[1].strip() for line in cpuinfo.open() if line.startswith("model name")), model)
+    if device.type == "cuda":
+        model = f"{torch.cuda.get_device_name(device)}, {model}"
     capability = torch.backends.cpu.get_cpu_capability()
     return (
         f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {capability}, torch {torch.__version__}"
@@ -133,25 +149,27 @@ def machine() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
+    arguments = parser.parse_args()
+    repeats, device = arguments.repeats, torch.device("cuda") if arguments.accelerator == "gpu" else CPU
 
-    made = experiment()
+    made = experiment(accelerator(device))
     made.datamodule.prepare_data()
     splits = sources.load(made.datamodule.source, num_classes=10)
-    images, labels = splits.train_images[:NUM_TRAIN], splits.train_labels[:NUM_TRAIN]
+    images, labels = (t[:NUM_TRAIN].to(device) for t in (splits.train_images, splits.train_labels))
     root = data_root()
     script = str(Path(__file__).with_name("blog_script.py"))
 
     rounds: dict[str, Callable[[], float | tuple[float, float]]] = {
         "bare": lambda: bare(images, labels),
-        "ours": ours,
+        "ours": lambda: ours(device=device),
         "bare, ours": lambda: bare(images, labels, Linear),
-        "bf16": lambda: ours("trainer.precision=bf16-mixed"),
-        "blog": lambda: blog(root),
-        "our process": lambda: process(sys.executable, "-m", "mnist_lit.train"),
+        "bf16": lambda: ours("trainer.precision=bf16-mixed", device=device),
+        "blog": lambda: blog(root, device),
+        "our process": lambda: process(sys.executable, "-m", "mnist_lit.train", accelerator(device)),
         "blog process": lambda: process(sys.executable, script, str(root), "loss.png"),
     }
-    ours("trainer.max_epochs=1")  # warm up
+    ours("trainer.max_epochs=1", device=device)  # warm up
     measured: dict[str, list[float]] = {name: [] for name in rounds}
     memory: dict[str, list[float]] = {"our process": [], "blog process": []}
     fits: dict[int, list[float]] = {1: [], 3: [], 10: [], 30: []}  # by epochs, in fits of three epochs
@@ -164,8 +182,9 @@ def main() -> None:
                 memory[name].append(peak)
             measured[name].append(outcome)
         for n, relative in fits.items():
-            reference = ours()  # just before, since the machine's speed drifts by more than what is looked for
-            relative.append(ours(f"trainer.max_epochs={n}") / reference)
+            # Just before, since the machine's speed drifts by more than what is looked for.
+            reference = ours(device=device)
+            relative.append(ours(f"trainer.max_epochs={n}", device=device) / reference)
 
     def ratio(a: list[float], b: list[float]) -> str:
         ratios = [x / y for x, y in zip(a, b, strict=True)]
@@ -176,7 +195,7 @@ def main() -> None:
     slope = (length[30] - length[1]) / 29
     bend = max(abs(length[n] / (length[1] + slope * (n - 1)) - 1) for n in (3, 10))
     m = measured
-    print(f"{machine()}; batch {BATCH_SIZE}, {NUM_EPOCHS} epochs of {NUM_TRAIN:,} images, median of {repeats}\n")
+    print(f"{machine(device)}; batch {BATCH_SIZE}, {NUM_EPOCHS} epochs of {NUM_TRAIN:,} images, median of {repeats}\n")
     print("| figure | must reach | measured |\n|---|---|---|")
     print(f"| blog-style loop / ours, fit seconds | >= 11 | {ratio(m['blog'], m['ours'])} |")
     print(f"| ours / bare loop | <= 1.15 | {ratio(m['ours'], m['bare'])} |")

@@ -27,7 +27,7 @@ from mnist_lit.data import MNISTDataModule
 from mnist_lit.errors import UserError, in_one_line
 from mnist_lit.loop import StepLoop
 from mnist_lit.module import Classifier
-from mnist_lit.run import Run
+from mnist_lit.run import Run, quiet
 from mnist_lit.signatures import check_arguments
 
 # Lightning's own handler would print everything twice, and its advice at level INFO (devices, tips,
@@ -58,14 +58,15 @@ def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
     timer = Timer()
     callbacks = [_instantiate(f"callbacks.{name}", node) for name, node in cfg.callbacks.items() if node]
     loggers = [_instantiate(f"logger.{name}", node) for name, node in cfg.logger.items() if node]
-    trainer = _instantiate(
-        "trainer",
-        cfg.trainer,
-        callbacks=[*callbacks, timer],
-        logger=loggers or False,
-        default_root_dir=cfg.run_dir,
-        **({} if "plugins" in cfg.trainer else {"plugins": [WholeFiles()]}),
-    )
+    with quiet():
+        trainer = _instantiate(
+            "trainer",
+            cfg.trainer,
+            callbacks=[*callbacks, timer],
+            logger=loggers or False,
+            default_root_dir=cfg.run_dir,
+            **({} if "plugins" in cfg.trainer else {"plugins": [WholeFiles()]}),
+        )
     StepLoop.install(trainer)
     return Run(
         config=config, overrides=list(overrides), datamodule=datamodule, module=module, trainer=trainer, timer=timer

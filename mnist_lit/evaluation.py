@@ -219,16 +219,17 @@ def build_scorer(run_trainer: Mapping[str, Any], *, accelerator: str, folder: Pa
     Raises UserError for an accelerator that is unknown or not there.
     """
     try:
-        return L.Trainer(
-            accelerator=accelerator,
-            devices=1,
-            **{key: run_trainer[key] for key in ("precision", "deterministic") if key in run_trainer},
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=folder,
-        )
+        with quiet():
+            return L.Trainer(
+                accelerator=accelerator,
+                devices=1,
+                **{key: run_trainer[key] for key in ("precision", "deterministic") if key in run_trainer},
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                default_root_dir=folder,
+            )
     except (MisconfigurationException, ModuleNotFoundError, ValueError) as error:
         raise UserError(f"accelerator={accelerator}: {' '.join(str(error).split())}") from error
 

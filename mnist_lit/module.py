@@ -183,7 +183,7 @@ class Classifier(L.LightningModule):
         self.eval_loss.reset()
         self.eval_acc.reset()
         # For callbacks; to the loggers by hand, since Lightning would write them a step too early.
-        self.log_dict(metrics, logger=False, sync_dist=self.trainer.world_size > 1)
+        self.log_dict(metrics, logger=False, sync_dist=True)
         for logger in self.loggers:
             logger.log_metrics(metrics, self.trainer.global_step)
         for tag, value in metrics.items():
@@ -202,15 +202,16 @@ class Classifier(L.LightningModule):
             return
         # Several batches may make one step.
         if step > (self.history["train/loss"][-1][0] if "train/loss" in self.history else 0):
+            value = loss.item()  # an accelerator is waited for here
             self._record(
                 {
-                    "train/loss": loss.item(),
+                    "train/loss": value,
                     "lr": lr,
                     "epoch": trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches,
                     "images_seen": self.images_seen,
                 }
             )
-            self._stop_if_diverged("train/loss", loss.item())
+            self._stop_if_diverged("train/loss", value)
 
     def _record(self, scalars: dict[str, float]) -> None:
         step = self.trainer.global_step

@@ -170,6 +170,10 @@ def quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         # What debug=overfit asks for.
         warnings.filterwarnings("ignore", message=".*requested to overfit but enabled train dataloader shuffling.*")
+        # What trainer.accelerator=cpu asks for.
+        warnings.filterwarnings("ignore", message="GPU available but not used")
+        # torch 2.11 says so of every distributed run on a GPU.
+        warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream does not match")
         # Lightning 2.6 uses what torch 2.14 deprecates.
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
         yield

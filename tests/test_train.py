@@ -2,21 +2,25 @@
 
 import logging
 import math
+import os
 from dataclasses import fields
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from unittest.mock import patch
 
 import lightning as L
 import pytest
 import torch
 from conftest import Train, Trained, files
+from lightning.pytorch.accelerators import CUDAAccelerator
 from matplotlib.image import imread
 from omegaconf import DictConfig, OmegaConf
 from plain_torch import scores
 
 from mnist_lit.data.sources import SAMPLE
 from mnist_lit.errors import UserError
+from mnist_lit.evaluation import build_scorer
 from mnist_lit.result import SCHEMA_VERSION, Result
 from mnist_lit.train import train
 
@@ -191,6 +195,24 @@ def test_worker_processes_change_nothing(train_run: Train, trained: Trained) -> 
     run = train_run("data.num_workers=2", "trainer.max_epochs=1", "test=false")
     assert run.history["train/loss"] == trained.history["train/loss"][:1]
     assert run.history["val/loss"] == trained.history["val/loss"][:1]
+
+
+def test_a_gpu_that_is_not_wanted_is_nothing_to_warn_of(train_run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CUDAAccelerator, "is_available", lambda: True)
+    run = train_run("trainer.accelerator=cpu", "trainer.max_epochs=1")
+    assert run.result["device"].startswith("1 x cpu")
+    build_scorer(run.config.trainer, accelerator="cpu", folder=run.folder)
+
+
+def test_a_distributed_run_of_one_process_is_the_plain_one(train_run: Train, trained: Trained) -> None:
+    with patch.dict(os.environ):
+        try:
+            run = train_run("trainer.strategy=ddp", "trainer.accelerator=cpu")
+        finally:
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+    assert run.result["metrics"].keys() == trained.result["metrics"].keys()
+    assert len(run.history["val/loss"]) == 3
 
 
 def test_the_first_of_several_processes_takes_no_other_runs_folder(

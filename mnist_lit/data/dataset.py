@@ -43,12 +43,13 @@ class ImageDataset(Dataset[Batch]):
 class ShuffledBatches:
     """The batches that `DataLoader(shuffle=True)` draws from `num_images`, in its own order, as tensors [B].
 
-    torch's own makes a Python number of every position on the way, which takes 60 us a batch of 512.
+    They are on `device`. torch's own makes a Python number of every position on the way: 60 us a batch of 512.
     """
 
-    def __init__(self, num_images: int, batch_size: int) -> None:
+    def __init__(self, num_images: int, batch_size: int, device: torch.device) -> None:
         self.num_images = num_images
         self.batch_size = batch_size
+        self.device = device
 
     def __len__(self) -> int:
         return math.ceil(self.num_images / self.batch_size)
@@ -56,7 +57,8 @@ class ShuffledBatches:
     def __iter__(self) -> Iterator[Tensor]:
         seed = int(torch.empty((), dtype=torch.int64).random_())  # drawn as RandomSampler draws it
         generator = torch.Generator().manual_seed(seed)
-        yield from torch.randperm(self.num_images, generator=generator).split(self.batch_size)
+        # On the CPU, to be the same order everywhere; moved once, since each copy to an accelerator waits for it.
+        yield from torch.randperm(self.num_images, generator=generator).to(self.device).split(self.batch_size)
 
 
 class ResumableLoader(DataLoader[Batch]):
@@ -77,14 +79,16 @@ class ResumableLoader(DataLoader[Batch]):
     def _index_sampler(self) -> Any:
         # Worker processes are sent lists: tensors would go by shared memory, a file each. A distributed run, and
         # debug=overfit, get other samplers from Lightning.
-        sampler, num_images = self.sampler, len(self.dataset)  # type: ignore[arg-type]
-        is_shuffled = (
-            type(sampler) is RandomSampler
-            and (sampler.generator, sampler.replacement, sampler.num_samples) == (None, False, num_images)
+        sampler, dataset = self.sampler, self.dataset
+        if (
+            isinstance(dataset, ImageDataset)
+            and type(sampler) is RandomSampler
+            and (sampler.generator, sampler.replacement, sampler.num_samples) == (None, False, len(dataset))
             and not self.drop_last
-        )
-        if is_shuffled and self.batch_size and not self.num_workers:
-            return ShuffledBatches(num_images, self.batch_size)
+            and self.batch_size
+            and not self.num_workers
+        ):
+            return ShuffledBatches(len(dataset), self.batch_size, dataset.indices.device)
         return super()._index_sampler
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch promises its own iterator's class

@@ -253,7 +253,7 @@ def test_only_training_batches_are_distorted(train_run: Train, monkeypatch: pyte
 
     for split, hook in (("train", "training_step"), ("val", "validation_step"), ("test", "test_step")):
         monkeypatch.setattr(Classifier, hook, noting(split, getattr(Classifier, hook)))
-    run = train_run(ON, "trainer.max_epochs=1")
+    run = train_run(ON, "trainer.max_epochs=1", "trainer.accelerator=cpu")
     data = build(run.config).datamodule
     data.setup()
     for split, dataset in (("train", data.train), ("val", data.val), ("test", data.test)):

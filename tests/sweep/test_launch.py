@@ -136,7 +136,8 @@ def test_launchers_give_the_same_sweep(
     pytest.importorskip(f"hydra_plugins.hydra_{extra}_launcher", reason=f"needs the extra {extra}")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     Path("file").touch()
-    arguments = (f"hydra/launcher={launcher}", "callbacks.checkpoint.dirpath=file/x,a,b,c", "sweep.name=s", *options)
+    swept = "callbacks.checkpoint.dirpath=file/x,a,b,c"
+    arguments = (f"hydra/launcher={launcher}", swept, "sweep.name=s", "trainer.accelerator=cpu", *options)
     try:
         assert sweep(*arguments) == 1
         captured = capsys.readouterr()
