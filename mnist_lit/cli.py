@@ -111,7 +111,7 @@ def _run(task: Callable[[DictConfig], Any], config_name: str, paths: Sequence[st
             print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if str(error).startswith("Config group override must be"):  # which does not say for which
+        if type(error) in (TypeError, ValueError) and not HydraConfig.initialized():  # Hydra's, on the command line
             error = UserError(_refused_option(sys.argv[1:]) or f"{' '.join(sys.argv[1:])}: {error}")
         tell_and_exit(error)
     finally:
@@ -250,7 +250,8 @@ def register_resolvers() -> None:
 def in_multirun(value: Any, otherwise: Any) -> Any:
     """Return `value` in a job of a multirun, `otherwise` in a single run."""
     is_job = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    return value if is_job else otherwise
+    chosen = value if is_job else otherwise
+    return OmegaConf.create(chosen) if isinstance(chosen, list) else chosen  # --resolve takes no plain list
 
 
 def describe(error: BaseException) -> str:
@@ -287,11 +288,12 @@ def describe(error: BaseException) -> str:
 
 
 def _refused_option(arguments: Sequence[str]) -> str | None:
-    """Find the GROUP=OPTION whose option is null, a truth value or a number."""
+    """Find the GROUP=OPTION whose option, or one in its list, is null, a truth value or a number."""
     for argument in arguments:
-        group, _, option = argument.partition("=")
-        if option and (CONF_DIR / group).is_dir() and re.fullmatch("null|true|false|[-+.0-9].*", option.lower()):
-            return _no_such_option(group, option)
+        group, _, options = argument.partition("=")
+        for option in options.strip("[]").split(",") if (CONF_DIR / group).is_dir() else []:
+            if re.fullmatch("null|true|false|[-+.0-9].*", option.strip().lower()):
+                return _no_such_option(group, option.strip())
     return None
 
 

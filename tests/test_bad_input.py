@@ -106,6 +106,7 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("optimizer=SGD", ["there are adam, adamw, sgd; did you mean optimizer=sgd?"]),
     ("trainer.gradient_clip_val=null model=null", ["error: model=null: no such option, there are mlp"]),
     ("optimizer=1", ["error: optimizer=1: no such option, there are adam, adamw, sgd"]),
+    ("callbacks=[default,null]", ["error: callbacks=null: no such option, there are default, early_stopping"]),
     ("~data", ["error: data is missing: the configuration needs it"]),
     ("-m ~data seed=0,1", ["error: data is missing: the configuration needs it"]),
     ("~data.val_size", ["error: data.val_size is missing: data needs it"]),
@@ -127,6 +128,7 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("model.hidden_sizes=[512, 256]", ["write KEY=VALUE without spaces, in quotes where it has brackets"]),
     ("--config-name=trian", ["trian"]),
     ("--lr 0.1", ["error: unrecognized arguments: --lr", "; settings are written KEY=VALUE, without dashes"]),
+    ("--resolve", ["error: ", "--resolve", "can only be used in conjunction with --cfg"]),
     ("run_dir=null", ["run_dir=None: follows hydra.run.dir; give hydra.run.dir=FOLDER instead"]),
     ("run_dir=elsewhere", ["run_dir=elsewhere: follows hydra.run.dir"]),
 ]

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError
 
 from mnist_lit import __version__, cli, evaluate, run_folder, train
+from mnist_lit.callbacks.pictures import NAMES
 from mnist_lit.errors import DivergedError, UserError
 
 
@@ -160,6 +161,14 @@ def test_help_makes_no_folder(main: Main, tmp_path: Path) -> None:
     assert main("--help").code == 0
     assert main("--cfg", "job").code == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_configuration_is_shown_with_all_values_resolved(main: Main) -> None:
+    shown = main("--cfg", "job", "--resolve", "optimizer.lr=0.1", "scheduler=one_cycle")
+    assert (shown.code, shown.err) == (0, "")
+    config = OmegaConf.create(shown.out)
+    assert config.scheduler.scheduler.max_lr == 0.1
+    assert config.callbacks.pictures.draw == list(NAMES)
 
 
 def test_parser_of_python_3_14_accepts_hydras_help_texts(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
