@@ -101,11 +101,11 @@ def preflight(cfg: DictConfig) -> tuple[dict[str, Any], MNISTDataModule, Classif
         model=_instantiate("model", cfg.model),
         loss=_instantiate("loss", cfg.loss),
         optimizer=_instantiate("optimizer", cfg.optimizer),
-        schedule=_instantiate("scheduler", cfg.scheduler) if "_target_" in (cfg.scheduler or {}) else None,
+        scheduler=_instantiate("scheduler", cfg.scheduler) if "_target_" in (cfg.scheduler or {}) else None,
         num_classes=len(datamodule.class_names),
     )
     optimizer = _try("optimizer", lambda: module.build_optimizer(module.parameters()))
-    schedule = module.schedule
+    schedule = module.scheduler
     if schedule is not None:
         length = {schedule.length_argument: 100} if schedule.length_argument else {}
         _try("scheduler.scheduler", lambda: schedule.scheduler(optimizer, **length))
@@ -127,7 +127,7 @@ def restore(config: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> Classi
         model=_instantiate("model", OmegaConf.create(parts["model"])),
         loss=_instantiate("loss", OmegaConf.create(parts["loss"])),
         optimizer=torch.optim.SGD,
-        schedule=None,
+        scheduler=None,
         num_classes=len(config["data"]["class_names"]),
     )
 

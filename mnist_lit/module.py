@@ -39,7 +39,7 @@ class Classifier(L.LightningModule):
     """Trains `model` to classify images by minimising `loss`.
 
     `loss(logits [B, C], labels [B])` is a scalar, mean over the batch. `optimizer(parameters)` and
-    `schedule` build the rest.
+    `scheduler` build the rest.
 
     Scalars of training (`train/loss`, `lr`, `epoch`, `images_seen`) go straight to the loggers every
     `trainer.log_every_n_steps` steps: `self.log` on each step would cost a fifth of the training time.
@@ -54,14 +54,14 @@ class Classifier(L.LightningModule):
         model: nn.Module,
         loss: Callable[[Tensor, Tensor], Tensor],
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        schedule: Schedule | None,
+        scheduler: Schedule | None,
         num_classes: int,
     ) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
         self.build_optimizer = optimizer
-        self.schedule = schedule
+        self.scheduler = scheduler
         # Fed by validation and test alike, which never run at the same time.
         self.eval_loss = MeanMetric(nan_strategy="disable")  # a NaN must show, not be left out
         self.eval_acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
@@ -99,17 +99,17 @@ class Classifier(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser, and the schedule over the run's length where there is one."""
         optimizer = self.build_optimizer(self.parameters())
-        if self.schedule is None:
+        if self.scheduler is None:
             return optimizer
         length = {}
-        if self.schedule.length_argument:
+        if self.scheduler.length_argument:
             num_steps = int(self.trainer.estimated_stepping_batches)
             num_epochs = self.trainer.max_epochs
-            length = {self.schedule.length_argument: num_steps if self.schedule.interval == "step" else num_epochs}
-        scheduler = self.schedule.scheduler(optimizer, **length)
+            length = {self.scheduler.length_argument: num_steps if self.scheduler.interval == "step" else num_epochs}
+        scheduler = self.scheduler.scheduler(optimizer, **length)
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": self.schedule.interval},
+            "lr_scheduler": {"scheduler": scheduler, "interval": self.scheduler.interval},
         }
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:

@@ -119,7 +119,7 @@ def _checkpoint_of(run: "Run") -> Path | None:
     if max_epochs is not None and 0 <= max_epochs < num_epochs:
         raise UserError(f"trainer.max_epochs={max_epochs}: the run is in its epoch {num_epochs} already")
     if num_epochs == max_epochs and is_finished:
-        is_fixed = bool(run.module.schedule and run.module.schedule.length_argument)
+        is_fixed = bool(run.module.scheduler and run.module.scheduler.length_argument)
         log.info("nothing is left to train%s", "" if is_fixed else "; trainer.max_epochs=N goes on for longer")
     run.forget_after(checkpoint["global_step"])
     return path

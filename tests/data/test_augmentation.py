@@ -238,7 +238,7 @@ def test_off_unless_asked_for(make_config: Compose) -> None:
     # None of what an experiment says of distortions and schedule is left.
     run = build(make_config("experiment=ciresan2010", "augmentation=none", "scheduler=none", "model.hidden_sizes=[8]"))
     assert run.datamodule.augmentation is None
-    assert run.module.schedule is None
+    assert run.module.scheduler is None
 
 
 def test_only_training_batches_are_distorted(train_run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
