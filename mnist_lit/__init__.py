@@ -47,7 +47,7 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> "Run":
         if run.trainer.world_size > 1:
             raise UserError("trainer.devices: from Python, set it to 1; the command line can train on several")
         run.datamodule.prepare_data()
-        run_folder.write_config(cfg, folder)
+        run_folder.write_config(cfg, folder, overrides)
         try:
             run.execute(test=cfg.test)
         except SystemExit:  # what Lightning makes of Ctrl-C

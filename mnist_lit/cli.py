@@ -44,6 +44,14 @@ EXTRAS = ("joblib", "optuna", "ray", "submitit")
 # What torchmetrics imports if it is there; see `fast_imports`. The last is for plots of metrics, as in a notebook.
 SLOW_TO_IMPORT = ("torchvision", "scipy", "matplotlib")
 
+# How Hydra refuses a command line without naming the word that it means, by a ValueError or TypeError.
+UNNAMED = (
+    "Config group override must be",
+    "argument of type 'NoneType' is not",  # in a list of options
+    "The --resolve flag can only",
+    "Only one of --run, --multirun",
+)
+
 # Goes to the run folder's log only (conf/hydra/default.yaml).
 file_log = logging.getLogger("mnist_lit.file_only")
 
@@ -111,7 +119,7 @@ def _run(task: Callable[[DictConfig], Any], config_name: str, paths: Sequence[st
             print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if type(error) in (TypeError, ValueError) and not HydraConfig.initialized():  # Hydra's, on the command line
+        if str(error).startswith(UNNAMED):
             error = UserError(_refused_option(sys.argv[1:]) or f"{' '.join(sys.argv[1:])}: {error}")
         tell_and_exit(error)
     finally:

@@ -114,7 +114,8 @@ class Csv(CSVLogger):
         if not path.exists():
             return
         with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+            whole = [line for line in file if line.endswith("\n")]  # a killed process may leave part of a row
+        rows = [row for row in csv.DictReader(whole) if int(row["step"]) <= step]
         shutil.rmtree(self.log_dir)
         self.experiment.metrics = [{key: value for key, value in row.items() if value} for row in rows]
         self.experiment.save()

@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(write_report(folders, output, metric=options.metric))
     except UserError as error:
         sys.exit(_refuse(str(error)))
+    except UnicodeEncodeError as error:
+        sys.exit(_refuse(f"{error.object!a}: is not UTF-8; rename that folder"))
     except OSError as error:
         if isinstance(error, BrokenPipeError) and is_stdout_closed():
             sys.exit(128 + signal.SIGPIPE)

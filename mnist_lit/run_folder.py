@@ -1,9 +1,11 @@
 """A run's folder: created or found again, with the configuration that repeats the run."""
 
+import json
 import os
+import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +19,7 @@ from mnist_lit.result import write_atomically
 CONFIG = "config.yaml"
 CONFIG_HEADER = """\
 # Repeat this run:  python -m mnist_lit.train --config-dir {folder} --config-name config
+# Changed by its command: {overrides}
 defaults:
   - hydra: train
   - _self_
@@ -63,9 +66,9 @@ def _holds_run(folder: Path) -> bool:
     return path.is_file() and path.read_text(encoding="utf-8", errors="replace").startswith(CONFIG_HEADER[:16])
 
 
-def write_config(cfg: DictConfig, run_dir: Path) -> None:
-    """Write the configuration of a run to its folder."""
-    header = CONFIG_HEADER.format(folder=shlex.quote(os.path.relpath(run_dir)))
+def write_config(cfg: DictConfig, run_dir: Path, overrides: Sequence[str]) -> None:
+    """Write the configuration of a run to its folder, and what its command changed in the defaults."""
+    header = CONFIG_HEADER.format(folder=shlex.quote(os.path.relpath(run_dir)), overrides=json.dumps([*overrides]))
     # A repeat gets a folder of its own.
     repeatable = OmegaConf.merge(cfg, {"run_dir": "${hydra:runtime.output_dir}"})
     write_atomically(run_dir / CONFIG, header + OmegaConf.to_yaml(repeatable))
@@ -77,6 +80,14 @@ def read_config(run_dir: Path) -> DictConfig:
     assert isinstance(cfg, DictConfig)
     del cfg["defaults"]
     return cfg
+
+
+def read_overrides(run_dir: Path) -> list[str]:
+    """Read the overrides that `write_config` has written, whether or not the run has ended; none where they are not."""
+    content = (run_dir / CONFIG).read_text(encoding="utf-8")
+    found = re.search(r"^# Changed by its command: (\[.*\])$", content, re.MULTILINE)
+    overrides: list[str] = json.loads(found[1]) if found else []
+    return overrides
 
 
 def check_is_new(run_dir: Path) -> None:

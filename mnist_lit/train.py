@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_lit import cli, run_folder
 from mnist_lit.errors import UserError
-from mnist_lit.result import Result, config_hash
+from mnist_lit.result import FILE_NAME, Result, config_hash
 from mnist_lit.sweep import ledger
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ def train(cfg: DictConfig) -> float | None:
         elif is_first:
             run_folder.check_is_new(run_dir)
         with run_folder.no_folder_left(run_dir):
-            known = ledger.read_result(run_dir) if is_resumed else None
-            run = _build(cfg, known["overrides"] if known else ())
+            run = _build(cfg, run_folder.read_overrides(run_dir) if is_resumed else ())
             run.datamodule.prepare_data()
         result = _execute(run, cfg, _checkpoint_of(run) if is_resumed else None)
     if run.trainer.is_global_zero:
@@ -173,8 +172,9 @@ def _execute_job(cfg: DictConfig, job: ledger.Job) -> None:
             _execute(run, cfg, _checkpoint_of_job(run))
     except Exception as error:
         cli.tell(error)
-        if run is None:
-            _record_unbuilt(cfg, job, error)
+        if run is None or run.result is None:
+            with suppress(OSError):  # which may be what went wrong
+                _record_unstarted(cfg, job, error)
         if cfg.sweep.on_error == "stop":
             (Path(cfg.run_dir).parent / ledger.STOP).touch()
 
@@ -189,12 +189,12 @@ def _enter(cfg: DictConfig) -> ledger.Job:
     return job
 
 
-def _record_unbuilt(cfg: DictConfig, job: ledger.Job, error: Exception) -> None:
-    """Leave the `result.json` of a job that failed before there was a run to write it."""
+def _record_unstarted(cfg: DictConfig, job: ledger.Job, error: Exception) -> None:
+    """Leave the `result.json` of a job that failed before its run, which would have written it, began."""
     result = Result(
         status="failed",
         config_hash=job.config_hash,
-        overrides=list(HydraConfig.get().overrides.task),
+        overrides=_job_overrides(),
         seed=cfg.seed,
         error=cli.describe(error),
     )
@@ -208,10 +208,15 @@ def _build(cfg: DictConfig, known_overrides: Sequence[str] = ()) -> "Run":
         return build(cfg)
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
-        return build_job(cfg, hydra.overrides.task)
-    # A resumed run's include those it was started with, if they were recorded.
+        return build_job(cfg, _job_overrides())
+    # A resumed run's include those it was started with.
     given = {word.lstrip("+~").split("=", 1)[0]: word for word in (*known_overrides, *hydra.overrides.task)}
     return build(cfg, [*_other_configuration(), *(word for key, word in given.items() if key != "resume")])
+
+
+def _job_overrides() -> list[str]:
+    """Return what tells a job's configuration from ours."""
+    return [*_other_configuration(), *HydraConfig.get().overrides.task]
 
 
 def _other_configuration() -> list[str]:
@@ -225,7 +230,8 @@ def _other_configuration() -> list[str]:
 
 def _execute(run: "Run", cfg: DictConfig, resume_from: Path | None) -> Result:
     if run.trainer.is_global_zero:
-        run_folder.write_config(cfg, run.run_dir)
+        (run.run_dir / FILE_NAME).unlink(missing_ok=True)  # of an earlier attempt: checkpoints will be of this one
+        run_folder.write_config(cfg, run.run_dir, run.overrides)
     try:
         return run.execute(test=cfg.test, resume_from=resume_from)
     except (KeyboardInterrupt, SystemExit) as end:  # Lightning turns Ctrl-C into an exit with code 1

@@ -101,8 +101,8 @@ def test_config_file_repeats_the_run(main: Main, tmp_path: Path) -> None:
     # A report must not take it for another seed of the defaults.
     assert results[1]["overrides"] == [f"--config-dir={first}", "--config-name=config"]
     assert results[0]["seed"] == 3
-    # The copy has another folder in its first line, and nothing else differs.
-    texts = [(folder / "config.yaml").read_text(encoding="utf-8").splitlines()[1:] for folder in (first, second)]
+    # The copy has another folder and command in its first lines, and nothing else differs.
+    texts = [(folder / "config.yaml").read_text(encoding="utf-8").splitlines()[2:] for folder in (first, second)]
     assert texts[0] == texts[1]
 
 

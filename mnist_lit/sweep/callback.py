@@ -1,7 +1,7 @@
 """Hydra's callback for multiruns: every job is checked before the first trains, and all are summed up after."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # Compared by name, so that Hydra alone decides when plugins are imported.
 IN_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
+HOLD_SOME_OUT = "data.val_size=5000 callbacks.checkpoint.monitor=val/acc holds some out"
 GRID_SWEEPER = "hydra_plugins.mnist_lit_sweeper.GridSweeper"
 
 
@@ -91,6 +92,13 @@ class SweepCallback(Callback):
     def _prepare(self, config: DictConfig) -> None:
         if config.resume is not None:
             raise UserError(f"resume={config.resume}: a multirun goes on by itself; give its own command again")
+        if not OmegaConf.is_interpolation(config, "run_dir"):
+            told = "each job has a folder of its own below hydra.sweep.dir; leave it out"
+            raise UserError(f"run_dir={config.run_dir}: {told}")
+        as_written: Any = OmegaConf.to_container(config.hydra.sweep)
+        if not str(as_written["subdir"]).startswith("${mnist_lit.job_name:"):
+            told = "a job's folder is named by what is swept; leave it out"
+            raise UserError(f"hydra.sweep.subdir={as_written['subdir']}: {told}")
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         # Hydra gives it to the sweeper and the launcher.
@@ -132,8 +140,7 @@ class SweepCallback(Callback):
             print(describe_jobs(folder, jobs))
             sys.exit(0)
         if {*keys} - {"seed"} and check.is_blind:
-            advice = "data.val_size=5000 callbacks.checkpoint.monitor=val/acc holds some out"
-            print(f"note: no job has validation images, so nothing will rank them; {advice}", file=sys.stderr)
+            print(f"note: no job has validation images, so nothing will rank them; {HOLD_SOME_OUT}", file=sys.stderr)
         check.data()
         ledger.register(folder, keys, settings, jobs)
 
@@ -147,23 +154,30 @@ class SweepCallback(Callback):
         check = Preflight(folder, [])
         for chosen in ([], *([value] for override in overrides for value in known_values(override))):
             check.job(loader.load_sweep_config(config, [*fixed, *chosen, told]), [*fixed, *chosen])
+        if check.is_blind:
+            raise UserError(f"sweep: a search goes by validation images, and there are none; {HOLD_SOME_OUT}")
         settings = unswept_settings(config, overrides)
+        ledger.check_is_same(folder, keys, settings)
         if config.sweep.dry_run:
-            ledger.check_is_same(folder, keys, settings)
             print(f"a search over {', '.join(keys)}, {sweeper.get('n_trials')} trials in {folder}")
             sys.exit(0)
         check.data()
-        ledger.register(folder, keys, settings, [], num_expected=sweeper.get("n_trials"))
+        folder.mkdir(parents=True, exist_ok=True)
         self.alone = filelock.FileLock(folder / ".search.lock", timeout=0)
         try:
             self.alone.acquire()
         except filelock.Timeout:
             raise UserError(f"{folder}: another process searches there; wait for it, or choose a sweep.name") from None
+        ledger.register(folder, keys, settings, [], num_expected=sweeper.get("n_trials"))
         if sweeper.get("storage") and sweeper.get("study_name"):
             from mnist_lit.sweep.search import take_up
 
-            num_complete, num_begun = take_up(sweeper.storage, sweeper.study_name)
-            sweeper.n_trials = max(sweeper.n_trials - num_complete, 0)
+            def has_failed(params: Mapping[str, Any]) -> bool:
+                name = job_name(keys, [f"{key}={value}" for key, value in params.items()])
+                return (ledger.read_result(folder / name) or {}).get("status") == "failed"
+
+            num_done, num_begun = take_up(sweeper.storage, sweeper.study_name, has_failed)
+            sweeper.n_trials = max(sweeper.n_trials - num_done, 0)
             if sweeper.sampler.get("seed") is not None:
                 sweeper.sampler.seed += num_begun  # or it would draw the first trials again
 
@@ -220,11 +234,17 @@ def unswept_settings(config: DictConfig, overrides: list[Override]) -> dict[str,
     plain = OmegaConf.to_container(
         OmegaConf.masked_copy(config, [key for key in map(str, config) if key not in ("hydra", "run_dir", "sweep")])
     )
+    params = config.hydra.sweeper.get("params") or {}
+    fixed = {
+        override.get_key_element(): override.value()  # of the command line, they are in the configuration already
+        for override in overrides
+        if not override.is_sweep_override() and override.get_key_element() in params
+    }
     swept_keys = [key_of(override) for override in overrides if override.is_sweep_override()]
     elsewhere = ("data.root", *swept_keys)  # where the data lies does not matter
     return {
         key: value
-        for key, value in flatten(plain)
+        for key, value in [*flatten(plain), *flatten(fixed)]
         if not any(key == swept or (key.startswith(f"{swept}.") and key not in given) for swept in elsewhere)
     }
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -36,18 +37,19 @@ GREY = "#bbbbbb"
 
 def draw_charts(summary: Summary) -> dict[str, bytes]:
     """Return the charts that the runs give rise to, as PNG, by their names in CAPTIONS."""
-    figures = {
-        "loss_curves": draw_curves(summary),
-        "effects": draw_effects(summary),
-        "heatmap": draw_heatmap(summary),
-        "accuracy_time": draw_times(summary),
-    }
     charts = {}
-    for name, figure in figures.items():
-        if figure is not None:
-            buffer = io.BytesIO()
-            FigureCanvasAgg(figure).print_png(buffer)
-            charts[name] = buffer.getvalue()
+    with rc_context({"text.parse_math": False}):  # a dollar in a value is a dollar
+        figures = {
+            "loss_curves": draw_curves(summary),
+            "effects": draw_effects(summary),
+            "heatmap": draw_heatmap(summary),
+            "accuracy_time": draw_times(summary),
+        }
+        for name, figure in figures.items():
+            if figure is not None:
+                buffer = io.BytesIO()
+                FigureCanvasAgg(figure).print_png(buffer)
+                charts[name] = buffer.getvalue()
     return charts
 
 

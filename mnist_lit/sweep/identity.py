@@ -30,7 +30,8 @@ def job_name(keys: Sequence[str], overrides: Sequence[str]) -> str:
     Numbers that a search drew have six digits. What cannot stand in a folder's name becomes `_`.
     """
     overrides = [re.sub(DRAWN_NUMBER, lambda number: f"{float(number[0]):.6g}", override) for override in overrides]
-    values = dict(override.lstrip("+~").split("=", 1) for override in overrides if "=" in override)
+    given = (override.lstrip("+~").split("=", 1) for override in overrides if "=" in override)
+    values = {key.partition("@")[0]: value for key, value in given}
     names = short_keys(keys)
     return _as_folder(",".join(f"{names[key]}={values[key]}" for key in keys))
 

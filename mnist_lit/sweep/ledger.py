@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -140,12 +141,16 @@ def progress_line(folder: Path, name: str) -> str:
     ledger = _read(folder) or {"jobs": []}
     jobs = [Job(**job) for job in ledger["jobs"]]
     num_jobs = max(len(jobs), ledger.get("num_expected") or 0)
-    results = {job.name: read_result(folder / job.name) for job in jobs}
-    result = results.get(name) or {}
+    result = read_result(folder / name) or {}
     # What an earlier call left failed or interrupted is still to run.
     began = (folder / BEGAN).stat().st_mtime_ns
-    done = {job.name for job in jobs if is_done(results[job.name], job.config_hash)}
-    ended = {job: end for job, end in ends(folder, jobs).items() if job in done or end >= began}
+    all_ends = ends(folder, jobs)
+    done = {
+        job.name
+        for job in jobs
+        if job.name in all_ends and is_done(_outcome(folder / job.name, all_ends[job.name]), job.config_hash)
+    }
+    ended = {job: end for job, end in all_ends.items() if job in done or end >= began}
     ends_until_now = [end for end in ended.values() if end <= ended.get(name, end)]
     num_ended = len(ends_until_now)
     accuracy = result.get("metrics", {}).get("val/acc")
@@ -155,6 +160,13 @@ def progress_line(folder: Path, name: str) -> str:
     spent = [(end - began) / 1e9 for end in ends_until_now if end >= began]
     left = (num_jobs - num_ended) * max(spent) / len(spent) if spent else 0.0
     return f"{num_ended}/{num_jobs}  {name}  {outcome}  {seconds:.1f} s  about {left:.0f} s left"
+
+
+@cache
+def _outcome(run_dir: Path, written: int) -> dict[str, str] | None:
+    """Return what `is_done` asks of a result written at that time: a sweep asks it of all its jobs, a line a job."""
+    result = read_result(run_dir)
+    return result and {key: result[key] for key in ("config_hash", "status")}
 
 
 @contextmanager

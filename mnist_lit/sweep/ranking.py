@@ -25,7 +25,7 @@ class Summary:
     `mode` is which end of `metric` is good.
     `settings` has one row a setting, best first; its position is the setting's number. Columns: `rank` (NaN
     without a mean), `n` (runs with the metric), `mean` and `sd` of the metric over them (sd with n - 1 below,
-    NaN for n < 2), `bad` (runs that diverged, or finished without a finite metric), `failed` (failed or
+    NaN for n < 2), `bad` (runs that diverged, or finished with a metric that is not finite), `failed` (failed or
     interrupted), `fit_seconds` (mean), and of the comparison with the first `verdict` (best, same, worse, not
     tested, diverged, no result), `test` (paired, Welch or nothing) and `p_value` (corrected; NaN without test).
     `values` has the same rows and one column a swept key. `runs` is `read_runs`'s table, less `repetitions`
@@ -114,7 +114,8 @@ def summarise(runs: pd.DataFrame, *, metric: str = "val/acc") -> Summary:
     values = swept_values(ended)
     number_of: dict[tuple[Value, ...], int] = {}
     numbers = [number_of.setdefault(tuple(row), len(number_of)) for row in values.to_numpy(dtype=object).tolist()]
-    settings = _aggregate(ended.assign(setting=numbers, score=score))
+    is_measured = pd.Series([metric in tags for tags in ended["measured"]], ended.index, dtype=bool)
+    settings = _aggregate(ended.assign(setting=numbers, score=score, is_measured=is_measured))
     order, ranks = _order(settings, mode)
 
     # From here on a setting's number is its position in the ranking.
@@ -182,7 +183,7 @@ def _aggregate(ended: pd.DataFrame) -> pd.DataFrame:
     """Return one row a setting, in the order of their numbers."""
     finished = ended["status"] == "finished"
     ended = ended.assign(
-        bad=(ended["status"] == "diverged") | (finished & ended["score"].isna()),
+        bad=(ended["status"] == "diverged") | (finished & ended["is_measured"] & ended["score"].isna()),
         failed=ended["status"].isin(["failed", "interrupted"]),
         fit_seconds=ended["fit_seconds"].where(finished),
     )

@@ -24,8 +24,8 @@ def read_runs(folders: Iterable[Path]) -> pd.DataFrame:
 
     A folder is a run's own, or holds runs' folders or those of days (outputs/train); one that is missing is a run
     that never began. Columns: `run` (path below the closest folder above all runs), the fields of
-    `mnist_lit.result.Result` (`metrics` one column each, `overrides` a dict, `arguments` the same as they were given),
-    `git_commit` and `versions`.
+    `mnist_lit.result.Result` (`metrics` one column each, `measured` their names, also of those that were no numbers,
+    `overrides` a dict, `arguments` the same as they were given), `git_commit` and `versions`.
     A run without a result.json that can be read has the status "never ended" (killed, or still running) or
     "unreadable", and hardly more.
 
@@ -84,7 +84,7 @@ def _is_run(folder: Path) -> bool:
 def _read(folder: Path) -> dict[str, Any]:
     kept = ("status", "seed", "error", "config_hash", "device", "num_parameters")
     numbers = ("best_epoch", "fit_seconds", "images_per_second")
-    others = ("overrides", "arguments", "history", "git_commit", "versions")
+    others = ("measured", "overrides", "arguments", "history", "git_commit", "versions")
     nothing = {**dict.fromkeys((*kept, *others)), **dict.fromkeys(numbers, math.nan)}
     try:
         record = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
@@ -94,6 +94,7 @@ def _read(folder: Path) -> dict[str, Any]:
             **{key: record[key] for key in kept},
             **{key: _number(record[key]) for key in numbers},
             **{tag: _number(value) for tag, value in record["metrics"].items()},
+            "measured": frozenset(record["metrics"]),
             "overrides": parse_overrides(record["overrides"]),
             "arguments": record["overrides"],
             "history": {
@@ -105,7 +106,7 @@ def _read(folder: Path) -> dict[str, Any]:
         }
     except FileNotFoundError:
         return nothing | {"status": NEVER_ENDED, "error": f"no {FILE_NAME}: killed, or still at work"}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return nothing | {"status": UNREADABLE, "error": f"{FILE_NAME}: {type(error).__name__}: {error}"}
 
 
