@@ -14,15 +14,16 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import StochasticWeightAveraging, Timer
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils import deterministic
 
 from mnist_lit import configuration
 from mnist_lit.callbacks.checkpoint import WholeFiles
+from mnist_lit.callbacks.interruption import Interruption
 from mnist_lit.data import MNISTDataModule
 from mnist_lit.errors import UserError, in_one_line
 from mnist_lit.loop import StepLoop
@@ -38,8 +39,15 @@ for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
 # Hydra logs what it also raises, over several lines.
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
 
-# Arguments that are not in the configuration, since they are built from other parts of it.
-GIVEN = {"data": ("augmentation",), "trainer": ("callbacks", "logger", "default_root_dir")}
+# Arguments that are built from other parts of the configuration, and how these are set.
+GIVEN = {
+    "data": {"augmentation": "augmentation=OPTION"},
+    "trainer": {
+        "callbacks": "callbacks=OPTION",
+        "logger": "logger=OPTION",
+        "default_root_dir": "hydra.run.dir=FOLDER",
+    },
+}
 
 
 def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
@@ -54,15 +62,24 @@ def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
     # Kept in every checkpoint, so that it knows how to rebuild its network; plain data, so that loading
     # it executes nothing.
     module.save_hyperparameters(config)
+    named = {name: _instantiate(f"callbacks.{name}", node) for name, node in cfg.callbacks.items() if node}
+    for name, callback in named.items():
+        if isinstance(callback, StochasticWeightAveraging):
+            raise UserError(
+                f"callbacks.{name}: averages weights after the last checkpoint, so that they are neither kept nor "
+                "tested; use lightning.pytorch.callbacks.EMAWeightAveraging"
+            )
+    # What it saves and ends in the middle of an epoch, all others must have seen.
+    callbacks = sorted(named.values(), key=lambda callback: isinstance(callback, Interruption))
+    timers = [callback for callback in callbacks if isinstance(callback, Timer)]
     # Last but for checkpoints, so that its clock leaves out what other callbacks do when a fit starts and ends.
-    timer = Timer()
-    callbacks = [_instantiate(f"callbacks.{name}", node) for name, node in cfg.callbacks.items() if node]
+    timer = timers[0] if timers else _try("trainer", lambda: Timer(duration=config["trainer"].get("max_time")))
     loggers = [_instantiate(f"logger.{name}", node) for name, node in cfg.logger.items() if node]
     with quiet():
         trainer = _instantiate(
             "trainer",
             cfg.trainer,
-            callbacks=[*callbacks, timer],
+            callbacks=callbacks if timers else [*callbacks, timer],
             logger=loggers or False,
             default_root_dir=cfg.run_dir,
             **({} if "plugins" in cfg.trainer else {"plugins": [WholeFiles()]}),
@@ -108,7 +125,9 @@ def preflight(cfg: DictConfig) -> tuple[dict[str, Any], MNISTDataModule, Classif
     schedule = module.scheduler
     if schedule is not None:
         length = {schedule.length_argument: 100} if schedule.length_argument else {}
-        _try("scheduler.scheduler", lambda: schedule.scheduler(optimizer, **length))
+        scheduler = _try("scheduler.scheduler", lambda: schedule.scheduler(optimizer, **length))
+        if isinstance(scheduler, ReduceLROnPlateau) and schedule.monitor is None:
+            raise UserError(f"scheduler.monitor is missing: what it goes by, {' or '.join(configuration.MONITORED)}")
     module.eval()  # what learns from the images it sees shall not see black ones
     with torch.no_grad():
         _check_shapes(module, len(datamodule.class_names))
@@ -166,10 +185,15 @@ def _vetted(parts: Mapping[str, Any], trusted: Sequence[str]) -> dict[str, Any]:
         found = _locate(key, target) if _is_within(target, roots) else None
         # Check where it is defined, too: a dotted path may reach what a module merely imports.
         is_part = isinstance(found, type) and issubclass(found, nn.Module | L.LightningDataModule)
-        if not (is_part and _is_within(str(found.__module__), roots)):
+        is_trusted = is_part or (_is_within(target, trusted) and callable(found))
+        if not (is_trusted and _is_within(str(found.__module__), roots)):
+            package = target.split(".")[0]
+            hint = f"if you trust it and know its package, add trusted=[{package}]"
+            if package == "torch":  # all of which is too much to trust
+                hint = "for a function, write a class of your own, torch.nn.Module, that calls it"
             raise UserError(
                 f"{key}._target_={target}: the checkpoint wants to build what is no network, loss or data set from "
-                f"{', '.join(roots)}; if you trust it and know its package, add trusted=[{target.split('.')[0]}]"
+                f"{', '.join(roots)}; {hint}"
             )
     for key, node in _targets(vetted):
         check_arguments(key, _locate(key, node["_target_"]), node)
@@ -236,7 +260,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
             wrapped = "must be mnist_lit.module.Schedule, which wraps torch's; see conf/scheduler/cosine.yaml"
             raise UserError(f"scheduler._target_={schedule}: {wrapped}")
     for key, node in _targets(config):
-        check_arguments(key, _locate(key, node["_target_"]), node, given=GIVEN.get(key, ()))
+        check_arguments(key, _locate(key, node["_target_"]), node, given=GIVEN.get(key, {}))
     configuration.check_together(config)
     return config
 

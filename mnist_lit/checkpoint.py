@@ -129,9 +129,12 @@ def find_checkpoint(path: Path) -> Path:
     """
     if path.is_file():
         return path
-    for name in ("best", "last"):
-        found = path / "checkpoints" / f"{name}.ckpt"
-        if found.is_file():
-            return found
+    folder = path / "checkpoints"
+    if (found := folder / "best.ckpt").is_file():
+        return found
+    if others := sorted(file.name for file in folder.glob("*.ckpt") if file.name != "last.ckpt"):
+        raise UserError(f"ckpt={path}: holds no checkpoints/best.ckpt; name one of {folder}/: {', '.join(others)}")
+    if (found := folder / "last.ckpt").is_file():
+        return found
     what = "holds no checkpoints/best.ckpt or last.ckpt" if path.is_dir() else "no such file or folder"
     raise UserError(f"ckpt={path}: {what}; name a .ckpt file or a run's folder, such as outputs/train/DATE/TIME")

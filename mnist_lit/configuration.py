@@ -38,7 +38,7 @@ def sweep(
 
 def check_together(config: dict[str, Any]) -> None:
     """Check ranges that no constructor looks at; raises UserError for these and for combinations that cannot work."""
-    trainer, data, optimizer = config["trainer"], config["data"], config["optimizer"]
+    trainer, optimizer = config["trainer"], config["optimizer"]
     if not 0 <= config["seed"] < 2**32:
         raise UserError(f"seed={config['seed']}: must be from 0 to 4294967295")
     accelerator = trainer.get("accelerator")
@@ -48,7 +48,9 @@ def check_together(config: dict[str, Any]) -> None:
     if max_epochs is None or max_epochs == 0 or max_epochs < -1:
         raise UserError(f"trainer.max_epochs={max_epochs}: must be at least 1, or -1: until a callback stops it")
     clip, precision = trainer.get("gradient_clip_val") or 0, str(trainer.get("precision"))
-    if max_epochs == -1 and (config["scheduler"] or {}).get("length_argument"):
+    scheduler = config["scheduler"] or {}
+    is_long = max_epochs == -1 and not (trainer.get("max_steps", -1) > 0 and scheduler.get("interval") == "step")
+    if is_long and scheduler.get("length_argument"):
         raise UserError("trainer.max_epochs=-1: this scheduler needs the run's length; give it, or set scheduler=none")
     if clip and "mixed" in precision and optimizer.get("fused"):
         raise UserError(
@@ -64,15 +66,31 @@ def check_together(config: dict[str, Any]) -> None:
         raise UserError(f"trainer.gradient_clip_val={clip}: must be above 0, or null: none")
     if not 0 < optimizer.get("lr", 1) < math.inf:
         raise UserError(f"optimizer.lr={optimizer['lr']}: must be above 0 and finite")
-    limit_val_batches = trainer.get("limit_val_batches")
     for name, callback in config["callbacks"].items():
         if callback and not isinstance(callback, dict):
             raise UserError(f"callbacks.{name}={callback}: must be a group of keys, or null: none")
-        monitor = (callback or {}).get("monitor")
-        if monitor is not None and monitor not in MONITORED:
-            raise UserError(f"callbacks.{name}.monitor={monitor}: must be {' or '.join(MONITORED)}")
-        for key, value in {"data.val_size": data["val_size"], "trainer.limit_val_batches": limit_val_batches}.items():
-            if monitor is not None and value == 0:
-                raise UserError(
-                    f"callbacks.{name}.monitor={monitor}: {key}=0 leaves nothing to validate on; set it to null"
-                )
+        _check_monitor(f"callbacks.{name}", callback or {}, config)
+        if (callback or {}).get("save_top_k", 1) not in (0, 1) and "{" not in (callback.get("filename") or "{"):
+            raise UserError(
+                f"callbacks.{name}.save_top_k={callback['save_top_k']}: all would go to one file; give them names, "
+                f"callbacks.{name}.filename='{callback['filename']}-{{epoch}}'"
+            )
+    _check_monitor("scheduler", scheduler, config)
+
+
+def _check_monitor(key: str, node: dict[str, Any], config: dict[str, Any]) -> None:
+    """Check what a callback or schedule goes by, and which end of it is good, where it says so."""
+    monitor, mode = node.get("monitor"), node.get("mode")
+    if monitor is None:
+        return
+    if monitor not in MONITORED:
+        raise UserError(f"{key}.monitor={monitor}: must be {' or '.join(MONITORED)}")
+    for name, value in {
+        "data.val_size": config["data"]["val_size"],
+        "trainer.limit_val_batches": config["trainer"].get("limit_val_batches"),
+    }.items():
+        if value == 0:
+            raise UserError(f"{key}.monitor={monitor}: {name}=0 leaves nothing to validate on; set it to null")
+    good = "min" if monitor == "val/loss" else "max"
+    if mode in ("min", "max") and mode != good:
+        raise UserError(f"{key}.mode={mode}: would take the worst {monitor} for the best; set {key}.mode={good}")

@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from mnist_lit.data.dataset import Batch
-from mnist_lit.errors import DivergedError
+from mnist_lit.errors import DivergedError, UserError, in_one_line
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,14 @@ class Schedule:
     """A learning-rate schedule: how to build it from the optimiser, and when it moves.
 
     `interval` is "step" (after every optimiser step) or "epoch". `length_argument` names the constructor
-    argument that takes the run's length in that unit (`total_steps`, `T_max`), filled in at the start.
+    argument that takes the run's length in that unit (`total_steps`, `T_max`), filled in at the start. `monitor` is
+    the metric that is told to a schedule which goes by one (`ReduceLROnPlateau`): `val/acc` or `val/loss`.
     """
 
     scheduler: Callable[..., LRScheduler]
     interval: str = "epoch"
     length_argument: str | None = None
+    monitor: str | None = None
 
     def __post_init__(self) -> None:
         if self.interval not in ("step", "epoch"):
@@ -106,11 +108,14 @@ class Classifier(L.LightningModule):
             num_steps = int(self.trainer.estimated_stepping_batches)
             num_epochs = self.trainer.max_epochs
             length = {self.scheduler.length_argument: num_steps if self.scheduler.interval == "step" else num_epochs}
-        scheduler = self.scheduler.scheduler(optimizer, **length)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": self.scheduler.interval},
-        }
+        try:
+            scheduler = self.scheduler.scheduler(optimizer, **length)
+        except Exception as error:  # whatever torch's say to a length that is too short for them
+            raise UserError(f"scheduler.scheduler, with {length or 'no length'}: {in_one_line(error)}") from error
+        scheduled: Any = {"scheduler": scheduler, "interval": self.scheduler.interval}
+        if self.scheduler.monitor:
+            scheduled["monitor"] = self.scheduler.monitor
+        return {"optimizer": optimizer, "lr_scheduler": scheduled}
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Set the gradients to None directly: `Optimizer.zero_grad` takes 40 us longer."""
@@ -182,6 +187,8 @@ class Classifier(L.LightningModule):
         }
         self.eval_loss.reset()
         self.eval_acc.reset()
+        if self.trainer.sanity_checking:  # a few batches, before anything is learnt
+            return
         # For callbacks; to the loggers by hand, since Lightning would write them a step too early.
         self.log_dict(metrics, logger=False, sync_dist=True)
         for logger in self.loggers:

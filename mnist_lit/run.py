@@ -108,7 +108,6 @@ class Run:
         except MisconfigurationException as error:  # such as a callback that monitors what is never logged
             raise UserError(" ".join(str(error).split())) from error
         finally:
-            # Read now: the test reloads the callbacks' states from the best checkpoint.
             self.fit_seconds = self.timer.time_elapsed("train")
             stopping = self.trainer.early_stopping_callback
             if stopping is not None and stopping.stopping_reason_message:
@@ -116,6 +115,9 @@ class Run:
                 self.stopped_early = f"after epoch {stopping.stopped_epoch + 1}: {why}"
         if path := self._best_checkpoint():
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            # To be tested. Lightning would give callbacks their states back, too, and one that averages weights then
+            # puts others in the place of those that were validated.
+            self.module.load_state_dict(checkpoint["state_dict"])
             self.best_epoch = checkpoint["epoch"] + 1  # Lightning counts from 0
             for tag in ("val/loss", "val/acc"):
                 at_step = dict(self.module.history.get(tag, []))
@@ -124,7 +126,7 @@ class Run:
 
     def _test(self) -> None:
         with quiet():
-            self.trainer.test(self.module, datamodule=self.datamodule, ckpt_path=self._best_checkpoint(), verbose=False)
+            self.trainer.test(self.module, datamodule=self.datamodule, verbose=False)
         self.metrics |= {tag: value.item() for tag, value in self.trainer.callback_metrics.items()}
 
     def _best_checkpoint(self) -> str | None:

@@ -5,7 +5,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import typeguard
@@ -18,12 +18,16 @@ HYDRAS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 LATER = {"params": "the weights come", "optimizer": "the optimizer comes"}
 
 
-def check_arguments(key: str, target: Callable[..., Any], node: dict[str, Any], *, given: Collection[str] = ()) -> None:
+def check_arguments(
+    key: str, target: Callable[..., Any], node: dict[str, Any], *, given: Mapping[str, str] | None = None
+) -> None:
     """Compare a node's keys and values with the signature of what it configures; `key` is the node's own.
 
     Raises UserError for the first key that `target` does not take, value of another type than its hint, or key that is
-    missing. Those in `given` are not: they come from elsewhere; nor is any with `_partial_` or `_args_`.
+    missing; none is with `_partial_` or `_args_`. Arguments in `given` come from elsewhere, which it says: to set them
+    here is an error, too.
     """
+    given = given or {}
     names, required, takes_any, hints = _arguments_of(target)
     for name, value in node.items():
         if name in HYDRAS:
@@ -36,6 +40,8 @@ def check_arguments(key: str, target: Callable[..., Any], node: dict[str, Any], 
             raise UserError(
                 f"{dotted}={value}: not a key; {hint}{key or 'the configuration'} takes {', '.join(names)}{out}"
             )
+        if name in given:
+            raise UserError(f"{dotted}={value}: would have no effect; it is set by {given[name]}")
         is_built_first = isinstance(value, dict) and "_target_" in value
         if name in hints and not is_built_first and not _is_a(value, hints[name]):
             raise UserError(f"{dotted}={value}: must be {_in_words(hints[name])}")

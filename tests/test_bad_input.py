@@ -116,6 +116,37 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
         "callbacks=[default,early_stopping] callbacks.early_stopping.monitor=acc",
         ["callbacks.early_stopping.monitor=acc: must be val/acc or val/loss"],
     ),
+    (
+        "callbacks.checkpoint.monitor=val/loss",
+        [
+            "callbacks.checkpoint.mode=max: would take the worst val/loss for the best",
+            "set callbacks.checkpoint.mode=min",
+        ],
+    ),
+    (
+        "callbacks=early_stopping callbacks.early_stopping.mode=min",
+        ["callbacks.early_stopping.mode=min: would take the worst val/acc"],
+    ),
+    (
+        "+callbacks.checkpoint.save_top_k=2",
+        ["callbacks.checkpoint.save_top_k=2: all would go to one", "filename="],
+    ),
+    ("+trainer.logger=false", ["trainer.logger=False: would have no effect; it is set by logger=OPTION"]),
+    ("+data.augmentation=null", ["data.augmentation=None: would have no effect; it is set by augmentation=OPTION"]),
+    ("+trainer.max_time=soon", ["trainer", "soon"]),
+    (
+        "+callbacks.swa={_target_:lightning.pytorch.callbacks.StochasticWeightAveraging,swa_lrs:0.1}",
+        ["callbacks.swa: averages weights after the last checkpoint", "EMAWeightAveraging"],
+    ),
+    (
+        "~scheduler +scheduler={_target_:mnist_lit.module.Schedule,scheduler:"
+        "{_target_:torch.optim.lr_scheduler.ReduceLROnPlateau,_partial_:true}}",
+        ["scheduler.monitor is missing: what it goes by, val/acc or val/loss"],
+    ),
+    (
+        "scheduler=cosine +scheduler.monitor=val/f1",
+        ["scheduler.monitor=val/f1: must be val/acc or val/loss"],
+    ),
     # What does not go together.
     ("data.val_size=0", ["callbacks.checkpoint.monitor=val/acc: data.val_size=0 leaves nothing to validate on"]),
     ("trainer.limit_val_batches=0", ["monitor=val/acc: trainer.limit_val_batches=0 leaves nothing to validate on"]),
@@ -350,3 +381,15 @@ def option_sets() -> list[tuple[str, ...]]:
 @pytest.mark.parametrize("chosen", option_sets(), ids=" ".join)
 def test_packaged_options_are_all_accepted(make_config: Compose, chosen: tuple[str, ...]) -> None:
     assert check(make_config(*chosen, sample=False))["seed"] == 0
+
+
+def test_a_schedule_that_the_run_is_too_short_for_is_told(main: Main) -> None:
+    short = (
+        "data=sample",
+        "scheduler=one_cycle",
+        "scheduler.scheduler.pct_start=0.25",
+        "trainer.limit_train_batches=4",
+    )
+    outcome = main(*short, "trainer.max_epochs=1")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: scheduler.scheduler, with {'total_steps': 4}: ZeroDivisionError")

@@ -90,6 +90,14 @@ def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
+def test_a_run_without_a_best_checkpoint_says_which_there_are(run_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run_dir / "checkpoints", folder / "checkpoints")
+    (folder / "checkpoints" / "best.ckpt").rename(folder / "checkpoints" / "epoch=2.ckpt")
+    with pytest.raises(UserError, match=r"holds no checkpoints/best.ckpt; name one of .*/checkpoints/: epoch=2.ckpt$"):
+        load_model(folder)
+
+
 @pytest.mark.parametrize(
     "target",
     ["os.mkdir", "mnist_lit.cli.os.mkdir", "torch.nn.modules.module.warnings.warn", "torch.nn.utils.clip_grad_norm_"],
@@ -159,13 +167,21 @@ def test_a_configuration_is_not_resolved_again(plant: Plant, tmp_path: Path, mon
 def test_a_users_own_network_loads_once_it_is_trusted(
     plant: Plant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "mine.py").write_text("from mnist_lit.model import MLP\nclass Net(MLP): pass\n")
+    code = "from mnist_lit.model import MLP\nclass Net(MLP): pass\ndef net(**more): return Net(**more)\n"
+    (tmp_path / "mine.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     path = plant({})
     model = read_checkpoint(path).config["model"] | {"_target_": "mine.Net"}
     with pytest.raises(UserError, match=r"add trusted=\[mine\]"):
         load_model(plant({"model": model}))
-    assert type(load_model(plant({"model": model}), trusted=["mine"]).model).__name__ == "Net"
+    for target in ("mine.Net", "mine.net"):
+        trusted = load_model(plant({"model": model | {"_target_": target}}), trusted=["mine"])
+        assert type(trusted.model).__name__ == "Net"
+    # Not what it merely imports; and all of torch is too much to trust.
+    with pytest.raises(UserError, match="no network"):
+        load_model(plant({"model": {"_target_": "mine.MLP.__init__.__globals__"}}), trusted=["mine"])
+    with pytest.raises(UserError, match=r"for a function, write a class of your own, torch\.nn\.Module"):
+        load_model(plant({"loss": {"_target_": "torch.nn.functional.mse_loss"}}))
 
 
 def test_weights_that_do_not_fit_are_refused(plant: Plant, run_dir: Path) -> None:

@@ -315,3 +315,26 @@ def test_debug_profile_leaves_a_table_of_hooks(train_run: Train, capsys: pytest.
     (row,) = (line for line in table.splitlines() if "run_training_batch" in line)
     assert int(row.split("|")[3]) == 16  # calls
     assert run.last["epoch"] == 0
+
+
+def test_a_schedule_may_go_by_a_metric(train_run: Train) -> None:
+    plateau = "{_target_:torch.optim.lr_scheduler.ReduceLROnPlateau,_partial_:true,patience:0,threshold:1e9,factor:0.5}"
+    schedule = f"{{_target_:mnist_lit.module.Schedule,monitor:val/loss,scheduler:{plateau}}}"
+    run = train_run("~scheduler", f"+scheduler={schedule}", "test=false")
+    assert run.values("lr") == pytest.approx([0.01, 0.005, 0.005, 0.0025])
+
+
+def test_a_schedule_may_span_a_number_of_steps(train_run: Train) -> None:
+    run = train_run("scheduler=cosine", "trainer.max_epochs=-1", "+trainer.max_steps=20", "test=false")
+    assert run.values("lr") == pytest.approx([0.005 * (1 + math.cos(math.pi * step / 20)) for step in (9, 19)])
+
+
+def test_a_patience_of_none_still_waits_for_the_second_validation(train_run: Train) -> None:
+    run = train_run("callbacks=early_stopping", "callbacks.early_stopping.patience=0", "trainer.max_epochs=2")
+    assert len(run.values("val/acc")) == 2
+
+
+def test_a_batch_size_can_be_searched_for(train_run: Train) -> None:
+    finder = "{_target_:lightning.pytorch.callbacks.BatchSizeFinder,max_trials:1,steps_per_trial:1}"
+    run = train_run(f"+callbacks.finder={finder}", "trainer.max_epochs=1", "test=false")
+    assert run.result["status"] == "finished"

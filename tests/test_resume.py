@@ -54,7 +54,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def assert_same(folder: Path, whole: Path) -> None:
     one, other = read_result(folder), read_result(whole)
-    for key in ("status", "config_hash", "metrics", "best_epoch", "history"):
+    for key in ("status", "config_hash", "overrides", "metrics", "best_epoch", "history"):
         assert one[key] == other[key], key
     for name in ("best", "last"):
         mine, theirs = read_checkpoint(folder, name), read_checkpoint(whole, name)
@@ -226,9 +226,22 @@ def test_the_rows_of_a_table_go_on(tmp_path: Path) -> None:
     assert exit_code(in_child(*settings, f"hydra.run.dir='{whole}'", folder=tmp_path)) == 0
     killed = in_child(*settings, f"hydra.run.dir='{folder}'", folder=tmp_path, step=40, number=signal.SIGKILL)
     assert exit_code(killed) == -signal.SIGKILL
+    with (folder / "csv" / "metrics.csv").open("a", encoding="utf-8") as file:
+        file.write("0.1")  # of a row
     assert resume(folder) == 0
     table, expected = ((path / "csv" / "metrics.csv").read_text(encoding="utf-8") for path in (folder, whole))
     assert table == expected
+
+
+def test_no_result_stays_beside_the_checkpoints_of_another_attempt(main: Main, tmp_path: Path) -> None:
+    settings = [setting for setting in SETTINGS if "scheduler" not in setting]
+    assert main(*settings, "trainer.max_epochs=1", "hydra.run.dir=run").code == 0
+    killed = in_child("resume=run", "trainer.max_epochs=3", folder=tmp_path, step=40, number=signal.SIGKILL)
+    assert exit_code(killed) == -signal.SIGKILL
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert main("resume=run").code == 0
+    assert read_result(tmp_path / "run")["best_epoch"] <= 3
+    assert read_checkpoint(tmp_path / "run", "last")["epoch"] == 2
 
 
 def test_a_resumed_run_stays_in_its_folder(main: Main, tmp_path: Path) -> None:

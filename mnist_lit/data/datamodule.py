@@ -147,9 +147,9 @@ class MNISTDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place within an unfinished epoch's order of the images; part of every checkpoint."""
-        if self.trainer is None or self.trainer.is_last_batch:
+        loader = None if self.trainer is None else self.trainer.train_dataloader
+        if self.trainer is None or loader is None or self.trainer.is_last_batch:
             return {}
-        loader = self.trainer.train_dataloader
         assert isinstance(loader, ResumableLoader)
         return {"num_given": loader.num_given, "rng_state": loader.rng_state}
 

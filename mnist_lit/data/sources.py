@@ -196,7 +196,10 @@ def _from_mirrors(source: Source, staging: Path) -> Path:
     if dataset is None:
         raise UserError(f"torchvision has no data set {source.name}")
     with _socket_timeout(STALL_SECONDS):
-        dataset(root=staging, download=True)
+        try:
+            dataset(root=staging, download=True)
+        except TypeError as error:
+            raise UserError(f"torchvision's {source.name} is no data set like MNIST: {error}") from error
     return staging / source.name / "raw"
 
 

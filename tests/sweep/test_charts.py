@@ -6,7 +6,7 @@ import pytest
 from made_runs import Add, summary_of
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from mnist_lit.sweep.charts import COLOURS, GREY, draw_curves, draw_effects, draw_heatmap, draw_times
+from mnist_lit.sweep.charts import COLOURS, GREY, draw_charts, draw_curves, draw_effects, draw_heatmap, draw_times
 
 
 def test_heatmap_shows_the_means_and_what_diverged(grid: Path) -> None:
@@ -82,3 +82,9 @@ def test_legend_stays_inside_and_names_each_setting(add: Add, sweep_dir: Path) -
     box = legend.get_window_extent()
     assert box.x0 >= 0
     assert box.x1 <= figure.bbox.width
+
+
+def test_a_dollar_in_a_value_is_a_dollar(add: Add, sweep_dir: Path) -> None:
+    for index, folder in enumerate(("/a$x_{/b$", "/c")):
+        add(f"data.source_dir={folder}", acc=0.9 - index / 10)
+    assert draw_charts(summary_of(sweep_dir)).keys() >= {"effects", "loss_curves"}

@@ -10,6 +10,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 from made_sweeps import Sweep, results
 
@@ -102,6 +103,36 @@ def test_a_search_goes_on_where_it_was_cut_off(
     assert sum(trial.state == optuna.trial.TrialState.COMPLETE for trial in study.trials) == 4
 
 
+def test_a_search_tries_failed_jobs_again(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra optuna")
+    Path("file").touch()
+    search = ("sweep=tpe", "trainer.max_epochs=1", "hydra.sweeper.n_trials=2", "sweep.name=s")
+    broken = "callbacks.checkpoint.dirpath=file/x"
+    assert sweep(*search, broken) == 1
+    failed = results("outputs/sweeps/s")
+    assert [result["status"] for result in failed.values()] == ["failed"] * 2
+    Path("file").unlink()
+    for _ in range(2):
+        assert sweep(*search, broken) == 0
+        assert {name: result["status"] for name, result in results("outputs/sweeps/s").items()} == dict.fromkeys(
+            failed, "finished"
+        )
+
+
+def test_a_search_that_is_refused_leaves_the_other_alone(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra optuna")
+    search = ("sweep=tpe", "trainer.max_epochs=1", "sweep.name=s")
+    assert sweep(*search, "hydra.sweeper.n_trials=1") == 0
+    folder = Path("outputs/sweeps/s")
+    (folder / ledger.STOP).touch()
+    before = (folder / ledger.LEDGER).read_bytes()
+    with filelock.FileLock(folder / ".search.lock"):
+        assert sweep(*search, "hydra.sweeper.n_trials=9") == 2
+    assert "another process searches there" in capsys.readouterr().err
+    assert (folder / ledger.STOP).exists()
+    assert (folder / ledger.LEDGER).read_bytes() == before
+
+
 def test_what_all_trials_share_is_checked_before_the_first(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra optuna")
     assert sweep("sweep=tpe", "trainer.strategy=nonsense") == 2
@@ -110,6 +141,8 @@ def test_what_all_trials_share_is_checked_before_the_first(sweep: Sweep, capsys:
     assert (
         "model.activation must name a class of torch.nn, such as ReLU or Tanh, got nonsense" in capsys.readouterr().err
     )
+    assert sweep("sweep=tpe", "experiment=tuned") == 2
+    assert "a search goes by validation images, and there are none; data.val_size=5000" in capsys.readouterr().err
     assert sweep("sweep=tpe", "optimizer.momentum=interval(-0.5,0.9)") == 2
     assert "-0.5" in capsys.readouterr().err
     assert not Path("outputs").exists()

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_runs import Add
@@ -42,3 +43,18 @@ def test_three_differences_are_named_and_the_rest_counted(sweep_dir: Path) -> No
     assert str(refusal.value).startswith(f"{first}have data.checksums.a=")
     assert "data.checksums.c" not in str(refusal.value)
     assert " and 1 more; choose another sweep.name" in str(refusal.value)
+
+
+def test_each_result_is_read_once(add: Add, sweep_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [add(acc=0.9, seed=seed, name=f"seed={seed}").name for seed in range(5)]
+    ledger.register(sweep_dir, ["seed"], {}, [ledger.Job(name, [name], "hash") for name in names])
+    read, read_result = [], ledger.read_result
+
+    def noted(run_dir: Path) -> dict[str, Any] | None:
+        read.append(run_dir.name)
+        return read_result(run_dir)
+
+    monkeypatch.setattr(ledger, "read_result", noted)
+    for name in names:
+        ledger.progress_line(sweep_dir, name)
+    assert len(read) == 2 * len(names)  # to count it, and to tell of it

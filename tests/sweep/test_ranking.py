@@ -156,6 +156,14 @@ def test_finished_run_without_a_finite_metric_is_a_bad_one(add: Add, sweep_dir: 
     assert math.isnan(last["rank"])
 
 
+def test_finished_run_that_was_not_validated_is_no_bad_one(add: Add, sweep_dir: Path) -> None:
+    add("optimizer.lr=0.1", acc=0.9)
+    add("experiment=blog", metrics={"test/acc": 0.8})
+    first, last = settings_of(summary_of(sweep_dir))
+    assert (first["bad"], last["bad"], last["n"]) == (0, 0, 0)
+    assert last["verdict"] == "no result"
+
+
 def test_failed_runs_are_listed_and_do_not_count_against_their_setting(add: Add, sweep_dir: Path) -> None:
     add_setting(add, "optimizer.lr=0.1", accs=BEST)
     add("optimizer.lr=0.1", seed=9, status="failed", error="OSError: No | space <left>")

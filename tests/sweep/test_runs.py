@@ -108,3 +108,9 @@ def test_job_without_result_is_counted_as_never_ended(add: Add, sweep_dir: Path)
     assert "2 jobs without result.json: killed, or still running" in text
     rows = cells_of_markdown((sweep_dir / "report.md").read_text(), "Runs that did not finish")[1:]
     assert [row[:2] for row in rows] == [["lr=0.2", "never ended"], ["lr=0.3", "never ended"]]
+
+
+def test_a_result_that_is_no_file_is_unreadable(add: Add, sweep_dir: Path) -> None:
+    add("optimizer.lr=0.1", acc=0.98)
+    (sweep_dir / "odd" / "result.json").mkdir(parents=True)
+    assert sorted(read_runs([sweep_dir])["status"]) == ["finished", "unreadable"]

@@ -292,3 +292,47 @@ def test_a_job_that_fails_while_it_is_built_is_recorded(
     assert captured.err.splitlines()[-1] == "failed: seed=1: RuntimeError: out of memory"
     assert "2/3  seed=1  failed" in captured.out
     assert "2 finished, 1 failed" in captured.out
+
+
+def test_a_job_that_fails_before_it_begins_is_recorded(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def torn(run: Run) -> None:
+        raise ValueError("a torn file")
+
+    monkeypatch.setattr("mnist_lit.train._checkpoint_of_job", torn)
+    assert sweep("seed=0,1", "sweep.name=s") == 1
+    assert {result["error"] for result in results("outputs/sweeps/s").values()} == {"ValueError: a torn file"}
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        (
+            "run_dir=elsewhere",
+            "run_dir=elsewhere: each job has a folder of its own below hydra.sweep.dir",
+        ),
+        ("hydra.sweep.subdir=${hydra.job.num}", "hydra.sweep.subdir=${hydra.job.num}: a job's folder is named by"),
+    ],
+)
+def test_folders_of_jobs_keep_their_names(
+    override: str, told: str, sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep("seed=0,1", override) == 2
+    assert capsys.readouterr().err.startswith(f"error: {told}")
+    assert not Path("outputs").exists()
+
+
+def test_what_a_sweeps_own_file_fixes_is_not_mixed(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    for momentum, code in (("0.9", 0), ("0.9", 0), ("0.5", 2)):
+        fixed = f"+hydra.sweeper.params={{optimizer.momentum:{momentum}}}"
+        assert sweep("seed=0,1", "trainer.max_epochs=1", "sweep.name=s", fixed) == code
+    assert "have optimizer.momentum=0.9, not 0.5" in capsys.readouterr().err
+
+
+def test_jobs_of_another_configuration_say_so(main: Main) -> None:
+    assert main("data=sample", "trainer.max_epochs=1", "hydra.run.dir=base").code == 0
+    base = ("--config-dir", "base", "--config-name", "config")
+    assert main("-m", *base, "optimizer.lr=0.1,0.2", "sweep.name=s").code == 0
+    for result in results("outputs/sweeps/s").values():
+        assert result["overrides"][:2] == [f"--config-dir={Path('base').absolute()}", "--config-name=config"]
