@@ -209,8 +209,8 @@ def _build(cfg: DictConfig, known_overrides: Sequence[str] = ()) -> "Run":
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
         return build_job(cfg, _job_overrides())
-    # A resumed run's include those it was started with.
-    given = {word.lstrip("+~").split("=", 1)[0]: word for word in (*known_overrides, *hydra.overrides.task)}
+    # A resumed run's include those it was started with. A part may be taken out (~) and put back (+).
+    given = {word.partition("=")[0]: word for word in (*known_overrides, *hydra.overrides.task)}
     return build(cfg, [*_other_configuration(), *(word for key, word in given.items() if key != "resume")])
 
 

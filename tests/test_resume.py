@@ -270,6 +270,13 @@ def test_a_resumed_run_can_be_repeated_from_its_config(main: Main, tmp_path: Pat
     assert read_result(tmp_path / "again")["metrics"] == read_result(tmp_path / "run")["metrics"]
 
 
+def test_a_part_that_was_taken_out_and_put_back_is_recorded_so(main: Main, tmp_path: Path) -> None:
+    words = ["debug=fast", "~optimizer", "+optimizer={_target_:torch.optim.RMSprop,_partial_:true,lr:0.001}"]
+    assert main(*words, "hydra.run.dir=run").code == 0
+    assert main("resume=run", "trainer.max_epochs=2").code == 0
+    assert read_result(tmp_path / "run")["overrides"] == [*words, "trainer.max_epochs=2"]
+
+
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path, main: Main) -> None:
     folder = tmp_path / "run"
     arguments = (*SETTINGS, "trainer.max_epochs=1000", f"hydra.run.dir='{folder}'")
