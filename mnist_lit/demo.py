@@ -21,11 +21,13 @@ def demo(cfg: DictConfig) -> None:
 def serve(*, ckpt: str, port: int, trusted: list[str]) -> None:
     """Serve the page until Ctrl-C."""
     from mnist_lit.checkpoint import read_checkpoint
+    from mnist_lit.data.photo import preparation
     from mnist_lit.server import Server
 
-    predictor = read_checkpoint(ckpt).predictor(trusted=trusted)
+    checkpoint = read_checkpoint(ckpt)
+    prepare = preparation(checkpoint.config["data"].get("name", "MNIST"))
     try:
-        with Server(predictor, port=port) as server:
+        with Server(checkpoint.predictor(trusted=trusted), port=port, prepare=prepare) as server:
             print(f"draw at {server.url} until Ctrl-C", flush=True)
             server.serve_forever()
     except KeyboardInterrupt:

@@ -35,13 +35,15 @@ def read(
     trusted: list[str],
     run_dir: str,
 ) -> None:
-    """Print what digits the pictures show; leave the answers, and the pictures as the network saw them, in files.
+    """Print what the pictures show; leave the answers, and the pictures as the network saw them, in files.
+
+    A network that was trained on MNIST is shown the one digit in each, any other each as a whole.
 
     Bad pictures are named on stderr and left out; then it raises SystemExit with code 2, when the others are done.
     """
     from mnist_lit import answers, pictures
     from mnist_lit.checkpoint import read_checkpoint
-    from mnist_lit.data import album
+    from mnist_lit.data import album, photo
 
     for key, value in {"batch_size": batch_size, "num_images": num_images}.items():
         if value < 1:
@@ -49,8 +51,9 @@ def read(
     answers_file = Path(output or f"{run_dir}/predictions.csv")
     answers.check_format(answers_file)
     files = album.find(images)
-    predictor = read_checkpoint(ckpt).predictor(trusted=trusted)
-    photos = album.load(files)
+    checkpoint = read_checkpoint(ckpt)
+    predictor = checkpoint.predictor(trusted=trusted)
+    photos = album.load(files, photo.preparation(checkpoint.config["data"].get("name", "MNIST")))
     given = answers.answer(predictor, photos.images, photos.files, batch_size=batch_size)
     refused = [answers.Answer(str(file), error=reason) for file, reason in photos.refused.items()]
     answers.write(answers_file, [*given, *refused])

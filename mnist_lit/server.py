@@ -49,6 +49,8 @@ class RequestError(Exception):
 class Server(ThreadingHTTPServer):
     """Serves the page at `url`, on 127.0.0.1, and answers drawings with what `predictor` makes of them.
 
+    `prepare` makes 28 x 28 pixels of a drawing; its UserError, for a blank one, say, is the answer.
+
     GET /classes gives the names of the classes. POST /predict takes {"image": rows of grey values 0..255} of any
     size, light on dark or dark on light, as JSON, and gives {"image": the 28 x 28 pixels that the network sees,
     "probabilities": one a class}; {"error": why} comes with every status but 200.
@@ -58,8 +60,9 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, predictor: Predictor, *, port: int) -> None:
+    def __init__(self, predictor: Predictor, *, port: int, prepare: Callable[[Pixels], Pixels] = prepare) -> None:
         self.predictor = predictor
+        self.prepare = prepare
         if not 0 <= port < 2**16:
             raise UserError(f"port={port}: must be from 0 (any free one) to 65535")
         try:
@@ -128,7 +131,7 @@ class Handler(BaseHTTPRequestHandler):
         # A page of another site cannot send this type without asking first (CORS).
         if self.headers.get_content_type() != "application/json":
             raise RequestError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Content-Type: must be application/json")
-        return _json(predict(self.server.predictor, parse_image(body)))
+        return _json(predict(self.server.predictor, self.server.prepare, parse_image(body)))
 
     def _check_host(self) -> None:
         host = self.headers.get("Host", "")
@@ -174,10 +177,10 @@ def parse_image(body: bytes) -> Pixels:
     return pixels.astype(np.uint8)
 
 
-def predict(predictor: Predictor, pixels: Pixels) -> dict[str, Any]:
-    """Prepare a drawing uint8 [H, W] as MNIST's digits were, and return the picture and what the network says to it.
+def predict(predictor: Predictor, prepare: Callable[[Pixels], Pixels], pixels: Pixels) -> dict[str, Any]:
+    """Prepare a drawing uint8 [H, W], and return the picture and what the network says to it.
 
-    Raises RequestError for a drawing that holds no digit, or several.
+    Raises RequestError for a drawing that `prepare` refuses.
     """
     try:
         image = torch.from_numpy(prepare(pixels))

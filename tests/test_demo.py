@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mnist_lit import server as serving
 from mnist_lit.data.idx import read_idx
-from mnist_lit.data.photo import prepare
+from mnist_lit.data.photo import as_whole, prepare
 from mnist_lit.data.sources import SAMPLE_DIR, TEST_IMAGES
 from mnist_lit.errors import UserError
 from mnist_lit.predictor import Predictor
@@ -81,6 +81,26 @@ def test_large_drawing_gets_the_answer_to_the_picture_it_shows(
         assert answer["probabilities"] == predictor(seen[None])[0].tolist()
         num_same += int(np.argmax(answer["probabilities"]) == predictor(digit[None]).argmax())
     assert num_same >= 18
+
+
+def test_drawings_of_no_digits_are_seen_as_a_whole(
+    main: Main, trained: Trained, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    content = torch.load(trained.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    content["hyper_parameters"]["data"]["name"] = "KMNIST"
+    torch.save(content, tmp_path / "kuzushiji.ckpt")
+    strokes = np.zeros((140, 140), dtype=np.uint8)
+    strokes[10:130, 20:30] = strokes[10:130, 100:110] = 255
+    answered = []
+    monkeypatch.setattr(
+        Server,
+        "serve_forever",
+        lambda server: answered.append(serving.predict(server.predictor, server.prepare, strokes)),
+    )
+    assert main(f"ckpt={tmp_path / 'kuzushiji.ckpt'}", "port=0", module="demo").code == 0
+    assert answered[0]["image"] == as_whole(strokes).tolist()
+    # One of digits refuses them.
+    assert "2 digits that lie apart" in main(f"ckpt={trained.folder}", "port=0", module="demo").err
 
 
 def test_blank_drawing_is_told_so(server: Server) -> None:
@@ -193,7 +213,7 @@ def test_bug_is_told_in_one_line(
     def broken(pixels: object) -> None:
         raise ZeroDivisionError("by\nzero")
 
-    monkeypatch.setattr(serving, "prepare", broken)
+    monkeypatch.setattr(server, "prepare", broken)
     assert draw(server, [[0, 255]]) == (500, {"error": "ZeroDivisionError: by zero"})
     assert capsys.readouterr().err == "error: ZeroDivisionError: by zero\n"
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from mnist_lit import server as serving
 from mnist_lit.data.photo import Pixels, prepare
 from mnist_lit.errors import UserError
 from mnist_lit.predictor import Predictor
@@ -119,24 +118,26 @@ def test_browser_answers_a_finger(page: Any, predictor: Predictor) -> None:
     assert page.evaluate("scrollY") == 0
 
 
-def test_browser_shows_why_there_is_no_answer(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_browser_shows_why_there_is_no_answer(page: Any, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(pixels: object) -> None:
         raise UserError("several digits")
 
-    monkeypatch.setattr(serving, "prepare", refuse)
+    monkeypatch.setattr(server, "prepare", refuse)
     move_along(page, (0.5, 0.2), (0.5, 0.8))
     page.get_by_text("several digits").wait_for()
     assert page.locator(".best").count() == 0
 
 
-def test_browser_drops_the_answer_to_what_was_cleared(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_browser_drops_the_answer_to_what_was_cleared(
+    page: Any, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cleared = threading.Event()
 
     def wait(pixels: Pixels) -> Pixels:
         assert cleared.wait(60)
         return prepare(pixels)
 
-    monkeypatch.setattr(serving, "prepare", wait)
+    monkeypatch.setattr(server, "prepare", wait)
     move_along(page, (0.5, 0.2), (0.5, 0.8))
     page.get_by_role("button", name="Clear").click()
     cleared.set()

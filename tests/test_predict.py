@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,6 +121,36 @@ def test_bad_files_are_named_and_the_others_are_done(
     assert len(records) == 6
     assert all(0 <= record["second_confidence"] <= record["confidence"] <= 1 for record in records[:2])
     assert not list(tmp_path.glob("outputs/predict/*/*/predictions.csv"))
+
+
+@pytest.fixture
+def not_digits(trained: Trained, tmp_path: Path) -> Path:
+    """A checkpoint that says that its data set is not one of digits."""
+    content = torch.load(trained.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    content["hyper_parameters"]["data"]["name"] = "FashionMNIST"
+    torch.save(content, tmp_path / "fashion.ckpt")
+    return tmp_path / "fashion.ckpt"
+
+
+def test_pictures_of_no_digits_are_seen_as_a_whole(
+    main: Main, not_digits: Path, photos: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Pixels] = []
+    answer = answers.answer
+
+    def watched(predictor: Predictor, images: Pixels, *others: Any, **options: Any) -> list[answers.Answer]:
+        seen.extend(images)
+        return answer(predictor, images, *others, **options)
+
+    monkeypatch.setattr(answers, "answer", watched)
+    boots = np.zeros((28, 28), dtype=np.uint8)
+    boots[:, :9] = boots[:, 19:] = 180
+    photos(blank=np.zeros((28, 28), dtype=np.uint8), boots=boots, large=np.pad(np.kron(255 - boots, boots[:9, :9]), 9))
+    outcome = main(f"ckpt={not_digits}", "images=photos", "output=answers.json", module="predict")
+    assert outcome.err.splitlines()[0] == "error: photos/blank.png: blank: no ink that stands out from the paper"
+    assert "error: 1 of 3 files left out" in outcome.err
+    assert (seen[0] == boots).all()
+    assert len(json.loads((tmp_path / "answers.json").read_text(encoding="utf-8"))) == 3
 
 
 def test_nothing_but_bad_files(main: Main, trained: Trained, photos: Callable[..., Path]) -> None:

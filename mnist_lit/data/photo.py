@@ -1,11 +1,13 @@
-"""One picture of a digit, made into 28 x 28 pixels the way MNIST's were."""
+"""One picture, made into the 28 x 28 pixels of a data set: a digit the way MNIST's were, anything else as a whole."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 from scipy import ndimage
+from scipy.spatial import ConvexHull
 
 from mnist_lit.errors import UserError
 
@@ -30,6 +32,20 @@ PAPER_SIDE, DARKEST_PAPER = 64, 64
 # In shares of the longest stroke's and digit's side: strokes that lie closer are one digit, smaller marks are specks.
 # Of 100 pairs of test digits, 75 were refused 2 pixels apart (of 20), and all 3 pixels apart; of 100 single ones none.
 GAP, SPECK = 0.06, 0.3
+# A sheet's shares of its convex hull and of the smallest rectangle around it: 0.96 and 0.88 were the least of sheets
+# turned by 0 to 45 degrees, seen from aside or cut off by the picture's edge. Ellipses, such as a filled "0", have
+# 0.79 of their rectangle, and the fattest "5" and "8" of DejaVu's fonts, outlined, 0.87.
+SOLID, RECTANGULAR = 0.95, 0.88
+# What a sheet has room for, in widths of its strokes: 1.6 at the least with the thickest MNIST digits, their 4 pixels
+# of margin around them. A bar is less wide than a loop: "0" and "8" of a seven-segment display stay digits until their
+# strokes are wider than a third of them.
+ROOM = 1.5
+# In shares of the sheet's longer side: what is smaller is no digit.
+SMALLEST_INK = 0.1
+# In shares of the square of the digit's longer side, and of the picture's edge: a mark that covers more of them is a
+# sheet, or a desk or frame all around, that was not told as such. A round sheet covers 0.68, one MNIST digit in 1,000
+# more than 0.6.
+MOST_INK, ALONG_EDGE = 0.65, 0.9
 # The share of ink from which on a pixel counts as the digit's when its box is measured.
 EDGE = 0.2
 # Thinner strokes, in pixels of the 20, are thickened to this: lines of 0.4 pixels are then read right 94 times in 100
@@ -69,12 +85,14 @@ def _pixels(image: Image.Image) -> Pixels:
 def prepare(pixels: Pixels) -> Pixels:
     """Preprocess one digit, uint8 [H, W] grey or [H, W, 3 or 4] colour, as MNIST's were: uint8 [28, 28].
 
-    Dark on light or light on dark; of uneven paper, noise, specks and margins nothing is left. The ink is scaled
-    to fit 20 x 20 pixels, its aspect kept, and moved until its centre of mass is the picture's middle, or as far as
-    it stays within the picture. What is so already, as every image of MNIST is, comes back as it is (inverted, if it
-    is dark on light).
+    Dark on light or light on dark; of uneven paper, noise, specks and margins nothing is left, nor of a desk, a frame
+    or bars around the sheet that the digit is on, if that is roughly rectangular. The ink is scaled to fit
+    20 x 20 pixels, its aspect kept, and moved until its centre of mass is the picture's middle, or as far as it stays
+    within the picture. What is so already, as every image of MNIST is, comes back as it is (inverted, if it is dark on
+    light).
 
-    Raises UserError for a blank picture, and for several digits that lie apart.
+    Raises UserError for a blank picture, for several digits that lie apart, and for a filled area or a frame instead
+    of strokes.
     """
     grey = _grey(pixels)
     if not grey.size or np.ptp(grey) < MIN_CONTRAST:
@@ -82,7 +100,35 @@ def prepare(pixels: Pixels) -> Pixels:
     for light_on_dark in (grey, 255 - grey):
         if is_prepared(light_on_dark):
             return light_on_dark
-    return _centred(_scaled(_only_digit(*_ink(grey.astype(np.float32)))))
+    return _centred(_scaled(_only_digit(*_ink(_sheet(grey.astype(np.float32))))))
+
+
+def as_whole(pixels: Pixels) -> Pixels:
+    """Fit a picture of anything, uint8 [H, W] grey or [H, W, 3 or 4] colour, into uint8 [28, 28], light on black.
+
+    Pixels that are 28 x 28 stay as they are, only grey. Others are inverted if the median of those at the picture's
+    edge is light, resized until the longer side is 28, and centred.
+
+    Raises UserError for a blank picture.
+    """
+    grey = _grey(pixels)
+    if not grey.size or np.ptp(grey) < MIN_CONTRAST:
+        raise UserError(BLANK)
+    if grey.shape == (SIZE, SIZE):
+        return grey
+    if np.median(_edge(grey)) > 127:
+        grey = 255 - grey
+    height, width = (max(round(side * SIZE / max(grey.shape)), 1) for side in grey.shape)
+    top, left = (SIZE - height) // 2, (SIZE - width) // 2
+    canvas = np.zeros((SIZE, SIZE), dtype=np.uint8)
+    resized = Image.fromarray(grey).resize((width, height), Image.Resampling.BILINEAR)
+    canvas[top : top + height, left : left + width] = np.asarray(resized)
+    return canvas
+
+
+def preparation(data_name: str) -> Callable[[Pixels], Pixels]:
+    """Return what makes pictures those of a data set, by its name: `prepare` for MNIST's digits, else `as_whole`."""
+    return prepare if data_name == "MNIST" else as_whole
 
 
 def is_prepared(pixels: Pixels) -> bool:
@@ -107,13 +153,81 @@ def _grey(pixels: Pixels) -> Pixels:
     return np.asarray((alpha * grey + (1 - alpha) * background).round(), dtype=np.uint8)
 
 
+def _sheet(grey: Ink) -> Ink:
+    """Cut out the sheet that the digit is on: grey values float32 [H, W], or [h, w] where something lies around it.
+
+    Corners of these that are not of the sheet repeat what is next to them.
+    """
+    small = _small(grey)
+    for light in (small, 255 - small):
+        # Of ink on the sheet nothing is left; the desk, which runs out of the picture, remains.
+        filled = _filled(light)
+        bright = filled > otsu_threshold(filled)
+        if not bright.any() or bright.all():
+            continue
+        marks, _ = ndimage.label(bright)
+        sheet = marks == np.bincount(marks[bright]).argmax()
+        inside = ndimage.binary_erosion(sheet, iterations=2, border_value=1)  # without the blurred edge
+        if _is_sheet(sheet, inside, filled, filled - light):
+            inside = np.asarray(Image.fromarray(inside).resize(grey.shape[::-1]))
+            box = ndimage.find_objects(inside.astype(int))[0]
+            nearest = ndimage.distance_transform_edt(~inside[box], return_distances=False, return_indices=True)
+            return np.asarray(grey[box][tuple(nearest)])
+    return grey
+
+
+def _filled(light: Ink) -> Ink:
+    """Raise every hollow to where it would run over, as water does, and at last out of the picture."""
+    level = np.full_like(light, 255)
+    while True:
+        lower = np.maximum(light, ndimage.minimum_filter(level, 3, mode="constant", cval=0))
+        if (lower == level).all():
+            return level
+        level = lower
+
+
+def _is_sheet(sheet: Mask, inside: Mask, filled: Ink, depth: Ink) -> bool:
+    """Say whether a light area [H, W] is a sheet with a digit on it: `depth` is that of its ink, `filled` without."""
+    if not inside.any():
+        return False
+    # It ends at a step: evenly lit from one side, paper has none.
+    around = ndimage.binary_dilation(sheet, iterations=2) & ~sheet
+    if np.median(filled[sheet & ~inside]) - np.median(filled[around]) < MIN_CONTRAST / 2:
+        return False
+    area = np.count_nonzero(sheet)
+    # Of each pixel the middles of its sides, so that turned areas are as large as they were.
+    hull = ConvexHull(np.concatenate([np.argwhere(sheet) + half for half in np.vstack([np.eye(2), -np.eye(2)]) / 2]))
+    angles = np.radians(np.arange(0, 180, 3))
+    widths = np.ptp(hull.points[hull.vertices] @ [np.cos(angles), np.sin(angles)], axis=0)
+    if area < max(SOLID * hull.volume, RECTANGULAR * (widths[:30] * widths[30:]).min()):
+        return False
+    deepest = depth[inside].max()
+    ink = depth > deepest / 2
+    # What crosses its edge is cut by a shadow's, not by the sheet's.
+    if deepest < MIN_CONTRAST / 2 or (ink & sheet & ~inside).any():
+        return False
+    ink &= inside
+    if _longest_side(ink.astype(int))[0] < SMALLEST_INK * _longest_side(sheet.astype(int))[0]:
+        return False
+    # Between strokes that are lighter still, the "ink" is what they enclose.
+    above = np.where(inside, filled, 255)
+    if (above - ndimage.grey_opening(above, (PAPER_SIDE // 6, PAPER_SIDE // 6), mode="nearest")).max() > 0.9 * deepest:
+        return False
+    room, stroke = (ndimage.distance_transform_edt(np.pad(part, 1)).max() for part in (inside & ~ink, ink))
+    return bool(room > ROOM * stroke)
+
+
+def _small(grey: Ink) -> Ink:
+    """Shrink a picture: paper is smooth, so a small one tells it."""
+    return np.asarray(Image.fromarray(grey).resize(_within(grey.shape, PAPER_SIDE), Image.Resampling.BOX))
+
+
 def _ink(grey: Ink) -> tuple[Ink, Mask]:
     """Tell ink from paper: how much of it is in each pixel, float32 [H, W] from 0 to 1, and where it surely is.
 
     Raises UserError if there is none.
     """
-    # The paper is smooth, so a small picture tells it.
-    small = np.asarray(Image.fromarray(grey).resize(_within(grey.shape, PAPER_SIDE), Image.Resampling.BOX))
+    small = _small(grey)
     side = max(min(small.shape) // 2, 3)
     # Strokes are narrow, so they stand out farther than what lies between them; the edge of a shadow does not.
     away = small - ndimage.gaussian_filter(small, min(small.shape) / 3, mode="nearest")
@@ -152,7 +266,7 @@ def otsu_threshold(values: Ink) -> float:
 def _only_digit(ink: Ink, mask: Mask) -> Ink:
     """Cut out the one digit: ink [H, W], nothing else in it.
 
-    Raises UserError if there are several.
+    Raises UserError if there are several, or something else instead.
     """
     marks, _ = ndimage.label(mask, structure=np.ones((3, 3)))
     reach = max(round(GAP * _longest_side(marks).max()), 1)
@@ -162,13 +276,13 @@ def _only_digit(ink: Ink, mask: Mask) -> Ink:
     sides = _longest_side(groups)
     is_digit = sides >= SPECK * sides.max()
     if is_digit.sum() > 1:  # a table's edge or a shadow runs out of the picture
-        border = np.concatenate([groups[0], groups[-1], groups[:, 0], groups[:, -1]])
-        inside = is_digit & ~np.isin(np.arange(1, len(sides) + 1), border)
+        inside = is_digit & ~np.isin(np.arange(1, len(sides) + 1), _edge(groups))
         is_digit = inside if inside.any() else is_digit
     if is_digit.sum() > 1:
         raise UserError(f"{is_digit.sum()} digits that lie apart: cut them into pictures of their own")
     digit, side = groups == is_digit.argmax() + 1, sides[is_digit.argmax()]
     rows, columns = ndimage.find_objects(digit.astype(int))[0]
+    _check_strokes(digit, side)
     # With the paler rim that belongs to it.
     rim = max(round(side / 2 / BOX), 1)
     around = tuple(slice(max(part.start - 2 * rim, 0), part.stop + 2 * rim) for part in (rows, columns))
@@ -180,6 +294,17 @@ def _only_digit(ink: Ink, mask: Mask) -> Ink:
     if (growth := round((THINNEST_STROKE - width) * side / BOX)) > 0:
         ink = ndimage.maximum_filter(np.pad(ink, growth), size=growth + 1)
     return ink
+
+
+def _check_strokes(digit: Mask, side: int) -> None:
+    """Raise UserError for a mark [H, W], its longer side given, that is rather a sheet, a desk or a frame."""
+    if np.count_nonzero(digit) > MOST_INK * side**2 or _edge(digit).mean() > ALONG_EDGE:
+        raise UserError("a filled area or a frame where strokes should be: cut the picture to the digit and its paper")
+
+
+def _edge(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the pixels along the edge of a picture [H, W], those in the corners twice."""
+    return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
 
 
 def _longest_side(labels: Labels) -> Labels:

@@ -1,5 +1,6 @@
 """One picture made MNIST's: what has to come back unchanged, what must not matter, and what is refused."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 from conftest import FONTS, rendered
 from PIL import Image, ImageDraw
+from PIL.ImageFilter import GaussianBlur, MaxFilter
 
 from mnist_lit.data.idx import read_idx
-from mnist_lit.data.photo import BOX, CENTRE, SIZE, Pixels, is_prepared, prepare, read
+from mnist_lit.data.photo import BOX, CENTRE, SIZE, Pixels, as_whole, is_prepared, preparation, prepare, read
 from mnist_lit.data.sources import SAMPLE_DIR, TEST_IMAGES
 from mnist_lit.errors import UserError
 
@@ -135,6 +137,135 @@ def test_strokes_that_nearly_meet_are_one_digit() -> None:
     five = np.zeros((200, 200), dtype=np.uint8)
     five[40:52, 75:130] = five[57:170, 70:82] = 255
     assert prepare(five).any()
+
+
+def on_desk(
+    digit: Pixels,
+    desk: int = 90,
+    *,
+    paper: int = 215,
+    ink: int = 40,
+    turned: float = 0,
+    moved: tuple[int, int] = (0, 0),
+) -> Pixels:
+    """A digit written on a sheet of 300 x 260 that lies on a desk, with a photo's blur and noise."""
+    sheet, share = Image.new("L", (360, 360), 0), np.zeros((360, 360))
+    sheet.paste(255, (50, 30, 310, 330))
+    place = np.asarray(sheet.rotate(turned, Image.Resampling.BICUBIC, translate=moved)) / 255
+    share[110:250, 110:250] = np.asarray(Image.fromarray(digit).resize((140, 140), Image.Resampling.BICUBIC)) / 255
+    share = np.roll(share, moved[::-1], (0, 1))
+    photo = desk * (1 - place) + place * (paper + share * (ink - paper))
+    noise = np.random.default_rng(0).normal(0, 3, photo.shape)
+    return np.asarray(Image.fromarray((photo + noise).clip(0, 255).astype(np.uint8)).filter(GaussianBlur(1)))
+
+
+def with_bars(digit: Pixels, width: int, *sides: str) -> Pixels:
+    """A dark digit on white paper, with black bars along some edges of the picture."""
+    large = Image.fromarray(digit).resize((140, 140), Image.Resampling.BICUBIC)
+    picture = np.pad(255 - np.asarray(large), 40, constant_values=255)
+    edges = {
+        "top": picture[:width],
+        "bottom": picture[-width:],
+        "left": picture[:, :width],
+        "right": picture[:, -width:],
+    }
+    for side in sides:
+        edges[side][:] = 0
+    return picture
+
+
+@pytest.mark.parametrize(
+    "scene",
+    [
+        lambda digit: on_desk(digit, 30),
+        lambda digit: on_desk(digit, 170),
+        lambda digit: on_desk(digit, turned=7),
+        lambda digit: on_desk(digit, turned=-10),
+        lambda digit: on_desk(digit, moved=(90, 0)),
+        lambda digit: on_desk(digit, turned=6, moved=(85, -60)),
+        lambda digit: on_desk(digit, 170, paper=50, ink=220),
+        lambda digit: (on_desk(digit, 60) * np.linspace(1, 0.5, 360)).astype(np.uint8),
+        lambda digit: with_bars(digit, 1, "top", "bottom", "left", "right"),
+        lambda digit: with_bars(digit, 8, "top", "bottom", "left", "right"),
+        lambda digit: 255 - with_bars(digit, 8, "top", "bottom", "left", "right"),
+        lambda digit: with_bars(digit, 12, "top", "bottom"),
+        lambda digit: with_bars(digit, 8, "left"),
+    ],
+    ids=[
+        *("dark desk", "light desk", "turned", "turned back", "cut off", "turned and cut off", "board", "uneven light"),
+        *("thin frame", "frame", "light frame", "two bars", "bar"),
+    ],
+)
+def test_what_lies_around_the_sheet_does_not_matter(scene: Callable[[Pixels], Pixels], digits: Pixels) -> None:
+    # Blurred, and its faintest ink lost; the sheet taken for the digit differs by 60 and more.
+    assert max(difference(prepare(scene(digit)), prepare(with_bars(digit, 0))) for digit in digits[:10]) < 20
+
+
+def test_round_sheet_is_refused_rather_than_read() -> None:
+    plate = Image.new("L", (300, 300), 60)
+    ImageDraw.Draw(plate).ellipse((10, 10, 290, 290), fill=220)
+    ImageDraw.Draw(plate).line([(120, 100), (180, 100), (140, 200)], fill=40, width=10)
+    for picture in (np.asarray(plate), 255 - np.asarray(plate)):
+        with pytest.raises(UserError, match=r"^a filled area or a frame where strokes should be: cut the picture to"):
+            prepare(picture)
+
+
+def ink_share(image: Pixels) -> float:
+    """Return how much of its box a digit, white on black, fills."""
+    rows, columns = np.nonzero(image > 127)
+    return float(image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].mean() / 255)
+
+
+@pytest.mark.parametrize("margin", [0, 10, 60])
+def test_thick_strokes_are_no_sheet(margin: int) -> None:
+    pictures = [rendered(digit, 120, "DejaVuSans-Bold", margin) for digit in "0123456789"]
+    for digit in "0689":
+        image = Image.fromarray(rendered(digit, 120, "DejaVuSans-Bold", 30))
+        fat = np.asarray(image.filter(MaxFilter(5)))
+        rows, columns = np.nonzero(fat)
+        pictures.append(np.pad(fat[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1], margin))
+    zero = np.full((200, 110), 255, dtype=np.uint8)
+    zero[25:-25, 25:-25] = 0  # of a seven-segment display
+    if margin:
+        pictures.append(np.pad(zero, margin))
+    for picture in pictures:
+        assert ink_share(prepare(picture)) == pytest.approx(ink_share(picture), abs=0.08)
+        assert difference(prepare(255 - picture), prepare(picture)) < 2
+
+
+def test_two_digits_in_light_from_one_side_are_still_two() -> None:
+    paper = 255 - rendered("3  5") * np.float64(0.8)
+    with pytest.raises(UserError, match=r"^2 digits that lie apart"):
+        prepare((paper * np.linspace(1, 0.4, paper.shape[1])).astype(np.uint8))
+
+
+def test_pictures_of_anything_are_taken_as_a_whole(digits: Pixels) -> None:
+    coat = np.full((28, 28), 200, dtype=np.uint8)  # it fills its picture from edge to edge
+    coat[:, 13:15] = 90
+    for image in (coat, *digits[:5]):
+        assert (as_whole(image) == image).all()
+        assert (as_whole(np.stack([image] * 3, axis=-1)) == image).all()
+        assert (as_whole(np.kron(image, np.ones((28, 28), dtype=np.uint8))[:, :560])[:, :4] == 0).all()
+    corner = np.zeros((200, 100), dtype=np.uint8)
+    corner[:50, :50] = 255
+    for picture in (corner, 255 - corner):
+        whole = as_whole(picture)
+        assert (whole[:6, 7:13] == 255).all()
+        assert not whole[:, :7].any()
+        assert not whole[9:].any()
+    on_nothing = np.full((60, 60, 4), 40, dtype=np.uint8)
+    on_nothing[..., 3] = 0
+    on_nothing[20:40, :, 3] = 255
+    assert as_whole(on_nothing)[14].min() > 200
+    assert not as_whole(on_nothing)[:8].any()
+    for blank in (np.full((90, 90), 77, dtype=np.uint8), np.zeros((28, 28), dtype=np.uint8)):
+        with pytest.raises(UserError, match=r"^blank: "):
+            as_whole(blank)
+
+
+def test_only_mnists_pictures_are_digits() -> None:
+    assert preparation("MNIST") is prepare
+    assert preparation("FashionMNIST") is preparation("KMNIST") is as_whole
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.bmp", "x.gif", "x.webp", "x.tif"])
