@@ -103,7 +103,7 @@ ROWS = {
         f"0.9 ({SIMARD})",
         search=(log_range("optimizer.lr", 3e-4, 3e-3), "augmentation.alpha=interval(20,46)"),
     ),
-    # One seed, half an hour; the published run took 800 epochs on a GPU.
+    # One seed, 24 minutes; the published run took 800 epochs on a GPU.
     "ciresan2010": Row(
         "2500-2000-1500-1000-500, MSE, distortions; 100 epochs", f"0.35 ({CIRESAN}, 800 epochs)", ("seed=0",)
     ),
