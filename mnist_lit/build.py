@@ -64,22 +64,28 @@ def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
     module.save_hyperparameters(config)
     named = {name: _instantiate(f"callbacks.{name}", node) for name, node in cfg.callbacks.items() if node}
     for name, callback in named.items():
+        configuration.check_mode(
+            f"callbacks.{name}", getattr(callback, "monitor", None), getattr(callback, "mode", None)
+        )
         if isinstance(callback, StochasticWeightAveraging):
             raise UserError(
                 f"callbacks.{name}: averages weights after the last checkpoint, so that they are neither kept nor "
                 "tested; use lightning.pytorch.callbacks.EMAWeightAveraging"
             )
-    # What it saves and ends in the middle of an epoch, all others must have seen.
+    # What Interruption saves and ends in the middle of an epoch, all others must have seen. The timer is last but for
+    # checkpoints, so that its clock leaves out what other callbacks do when a fit starts and ends.
     callbacks = sorted(named.values(), key=lambda callback: isinstance(callback, Interruption))
+    max_time = config["trainer"].get("max_time")
     timers = [callback for callback in callbacks if isinstance(callback, Timer)]
-    # Last but for checkpoints, so that its clock leaves out what other callbacks do when a fit starts and ends.
-    timer = timers[0] if timers else _try("trainer", lambda: Timer(duration=config["trainer"].get("max_time")))
+    if timers and max_time is not None:
+        raise UserError(f"trainer.max_time={max_time}: would have no effect beside a Timer among the callbacks")
+    timer = timers[0] if timers else _try("trainer", lambda: Timer(duration=max_time))
     loggers = [_instantiate(f"logger.{name}", node) for name, node in cfg.logger.items() if node]
     with quiet():
         trainer = _instantiate(
             "trainer",
             cfg.trainer,
-            callbacks=callbacks if timers else [*callbacks, timer],
+            callbacks=[*(callback for callback in callbacks if callback is not timer), timer],
             logger=loggers or False,
             default_root_dir=cfg.run_dir,
             **({} if "plugins" in cfg.trainer else {"plugins": [WholeFiles()]}),
@@ -126,8 +132,13 @@ def preflight(cfg: DictConfig) -> tuple[dict[str, Any], MNISTDataModule, Classif
     if schedule is not None:
         length = {schedule.length_argument: 100} if schedule.length_argument else {}
         scheduler = _try("scheduler.scheduler", lambda: schedule.scheduler(optimizer, **length))
-        if isinstance(scheduler, ReduceLROnPlateau) and schedule.monitor is None:
+        is_plateau = isinstance(scheduler, ReduceLROnPlateau)
+        if is_plateau and schedule.monitor is None:
             raise UserError(f"scheduler.monitor is missing: what it goes by, {' or '.join(configuration.MONITORED)}")
+        if is_plateau:
+            configuration.check_mode("scheduler.scheduler", schedule.monitor, scheduler.mode)
+        elif schedule.monitor is not None:
+            raise UserError(f"scheduler.monitor={schedule.monitor}: only ReduceLROnPlateau goes by a metric")
     module.eval()  # what learns from the images it sees shall not see black ones
     with torch.no_grad():
         _check_shapes(module, len(datamodule.class_names))

@@ -70,7 +70,8 @@ def check_together(config: dict[str, Any]) -> None:
         if callback and not isinstance(callback, dict):
             raise UserError(f"callbacks.{name}={callback}: must be a group of keys, or null: none")
         _check_monitor(f"callbacks.{name}", callback or {}, config)
-        if (callback or {}).get("save_top_k", 1) not in (0, 1) and "{" not in (callback.get("filename") or "{"):
+        counts = (callback or {}).get("enable_version_counter", True) or "{" in callback.get("filename", "{")
+        if not counts and callback.get("save_top_k", 1) not in (0, 1):
             raise UserError(
                 f"callbacks.{name}.save_top_k={callback['save_top_k']}: all would go to one file; give them names, "
                 f"callbacks.{name}.filename='{callback['filename']}-{{epoch}}'"
@@ -79,8 +80,8 @@ def check_together(config: dict[str, Any]) -> None:
 
 
 def _check_monitor(key: str, node: dict[str, Any], config: dict[str, Any]) -> None:
-    """Check what a callback or schedule goes by, and which end of it is good, where it says so."""
-    monitor, mode = node.get("monitor"), node.get("mode")
+    """Check that what a callback or schedule goes by, if it does, is measured."""
+    monitor = node.get("monitor")
     if monitor is None:
         return
     if monitor not in MONITORED:
@@ -91,6 +92,10 @@ def _check_monitor(key: str, node: dict[str, Any], config: dict[str, Any]) -> No
     }.items():
         if value == 0:
             raise UserError(f"{key}.monitor={monitor}: {name}=0 leaves nothing to validate on; set it to null")
+
+
+def check_mode(key: str, monitor: str | None, mode: str | None) -> None:
+    """Raise UserError if what goes by a metric, `min` its mode by default, takes the wrong end of it for the best."""
     good = "min" if monitor == "val/loss" else "max"
-    if mode in ("min", "max") and mode != good:
+    if monitor in MONITORED and mode in ("min", "max") and mode != good:
         raise UserError(f"{key}.mode={mode}: would take the worst {monitor} for the best; set {key}.mode={good}")

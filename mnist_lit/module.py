@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -24,7 +24,7 @@ class Schedule:
 
     `interval` is "step" (after every optimiser step) or "epoch". `length_argument` names the constructor
     argument that takes the run's length in that unit (`total_steps`, `T_max`), filled in at the start. `monitor` is
-    the metric that is told to a schedule which goes by one (`ReduceLROnPlateau`): `val/acc` or `val/loss`.
+    for `ReduceLROnPlateau`, which moves after each validation instead: what it goes by, `val/acc` or `val/loss`.
     """
 
     scheduler: Callable[..., LRScheduler]
@@ -67,6 +67,8 @@ class Classifier(L.LightningModule):
         # Fed by validation and test alike, which never run at the same time.
         self.eval_loss = MeanMetric(nan_strategy="disable")  # a NaN must show, not be left out
         self.eval_acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        self.plateau: ReduceLROnPlateau | None = None
+        self.plateau_state: dict[str, Any] | None = None  # of the run that is resumed
         self.images_seen = 0
         self.history: dict[str, list[tuple[int, float]]] = {}
         # Of the last step, until it is recorded: loss, learning rate, batch_idx, number of images. A list, since
@@ -112,10 +114,16 @@ class Classifier(L.LightningModule):
             scheduler = self.scheduler.scheduler(optimizer, **length)
         except Exception as error:  # whatever torch's say to a length that is too short for them
             raise UserError(f"scheduler.scheduler, with {length or 'no length'}: {in_one_line(error)}") from error
-        scheduled: Any = {"scheduler": scheduler, "interval": self.scheduler.interval}
-        if self.scheduler.monitor:
-            scheduled["monitor"] = self.scheduler.monitor
-        return {"optimizer": optimizer, "lr_scheduler": scheduled}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            # Lightning would tell it of a metric after the epoch's checkpoint, and not once more when a run resumes.
+            self.plateau = scheduler
+            if self.plateau_state is not None:
+                scheduler.load_state_dict(self.plateau_state)
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": self.scheduler.interval},
+        }
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Set the gradients to None directly: `Optimizer.zero_grad` takes 40 us longer."""
@@ -142,6 +150,7 @@ class Classifier(L.LightningModule):
             "images_seen": self.images_seen,
             # Tensors [points, 2], which take no longer to save as they grow; lists of points do.
             "history": {tag: torch.tensor(points, dtype=torch.float64) for tag, points in self.history.items()},
+            "plateau": None if self.plateau is None else self.plateau.state_dict(),
             "rng_state": torch.get_rng_state(),
             "device_rng_state": {name: device.get_rng_state() for name, device in self._accelerator().items()},
         }
@@ -154,6 +163,7 @@ class Classifier(L.LightningModule):
         for name, device in self._accelerator().items():
             if name in checkpoint["progress"]["device_rng_state"]:  # else it was trained elsewhere
                 device.set_rng_state(checkpoint["progress"]["device_rng_state"][name])
+        self.plateau_state = checkpoint["progress"].get("plateau")
         self.images_seen = checkpoint["progress"]["images_seen"]
         self.history = {
             tag: [(int(step), value) for step, value in points.tolist()]
@@ -196,6 +206,9 @@ class Classifier(L.LightningModule):
         for tag, value in metrics.items():
             self.history.setdefault(tag, []).append((self.trainer.global_step, value))
         self._stop_if_diverged(f"{split}/loss", metrics[f"{split}/loss"])
+        if split == "val" and self.plateau is not None:
+            assert self.scheduler is not None
+            self.plateau.step(metrics[str(self.scheduler.monitor)])
 
     def _record_step(self) -> None:
         """Count the last step, once, and log it if it is due."""

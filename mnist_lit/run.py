@@ -113,6 +113,8 @@ class Run:
             if stopping is not None and stopping.stopping_reason_message:
                 why = stopping.stopping_reason_message.removesuffix(" Signaling Trainer to stop.")
                 self.stopped_early = f"after epoch {stopping.stopped_epoch + 1}: {why}"
+            elif (seconds_left := self.timer.time_remaining()) is not None and seconds_left <= 0:
+                self.stopped_early = "the limit of time was reached (trainer.max_time)"
         if path := self._best_checkpoint():
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             # To be tested. Lightning would give callbacks their states back, too, and one that averages weights then

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("mnist_lit.train")
 
 # What a run that is resumed may change: how long it goes on, where, and whether it is scored at the end.
-CHANGED_ON_RESUME = ("trainer.max_epochs", "trainer.accelerator", "data.root", "test")
+CHANGED_ON_RESUME = ("trainer.max_epochs", "trainer.max_time", "trainer.accelerator", "data.root", "test")
 
 
 def main() -> None:
@@ -68,7 +68,9 @@ def train(cfg: DictConfig) -> float | None:
         elif is_first:
             run_folder.check_is_new(run_dir)
         with run_folder.no_folder_left(run_dir):
-            run = _build(cfg, run_folder.read_overrides(run_dir) if is_resumed else ())
+            known = ledger.read_result(run_dir) if is_resumed else None  # where config.yaml has none, as of old runs
+            known_overrides = run_folder.read_overrides(run_dir) if is_resumed else []
+            run = _build(cfg, known_overrides or (known or {}).get("overrides", ()))
             run.datamodule.prepare_data()
         result = _execute(run, cfg, _checkpoint_of(run) if is_resumed else None)
     if run.trainer.is_global_zero:

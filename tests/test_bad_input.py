@@ -134,6 +134,15 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("+trainer.logger=false", ["trainer.logger=False: would have no effect; it is set by logger=OPTION"]),
     ("+data.augmentation=null", ["data.augmentation=None: would have no effect; it is set by augmentation=OPTION"]),
     ("+trainer.max_time=soon", ["trainer", "soon"]),
+    ("scheduler=cosine +scheduler.monitor=val/acc", ["scheduler.monitor=val/acc: only ReduceLROnPlateau goes by a"]),
+    (
+        "+callbacks.stop={_target_:lightning.pytorch.callbacks.EarlyStopping,monitor:val/acc}",
+        ["callbacks.stop.mode=min: would take the worst val/acc for the best; set callbacks.stop.mode=max"],
+    ),
+    (
+        "+callbacks.t={_target_:lightning.pytorch.callbacks.Timer} +trainer.max_time={seconds:9}",
+        ["trainer.max_time={'seconds': 9}: would have no effect beside a Timer among the callbacks"],
+    ),
     (
         "+callbacks.swa={_target_:lightning.pytorch.callbacks.StochasticWeightAveraging,swa_lrs:0.1}",
         ["callbacks.swa: averages weights after the last checkpoint", "EMAWeightAveraging"],

@@ -16,8 +16,9 @@ from torch.nn import functional
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
-from mnist_lit.build import build, check
+from mnist_lit.build import build, check, preflight
 from mnist_lit.data.sources import SAMPLE
+from mnist_lit.errors import UserError
 from mnist_lit.loss import OneHotMSE
 from mnist_lit.model import MLP
 
@@ -322,6 +323,21 @@ def test_a_schedule_may_go_by_a_metric(train_run: Train) -> None:
     schedule = f"{{_target_:mnist_lit.module.Schedule,monitor:val/loss,scheduler:{plateau}}}"
     run = train_run("~scheduler", f"+scheduler={schedule}", "test=false")
     assert run.values("lr") == pytest.approx([0.01, 0.005, 0.005, 0.0025])
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode", "said"),
+    [
+        ("val/acc", "min", r"^scheduler\.scheduler\.mode=min: would take the worst val/acc for the best"),
+        ("val/loss", "max", r"^scheduler\.scheduler\.mode=max: would take the worst val/loss for the best"),
+        ("val/f1", "min", r"^scheduler\.monitor=val/f1: must be val/acc or val/loss"),
+    ],
+)
+def test_a_schedule_goes_by_the_good_end_of_a_metric(make_config: Compose, monitor: str, mode: str, said: str) -> None:
+    plateau = f"{{_target_:torch.optim.lr_scheduler.ReduceLROnPlateau,_partial_:true,mode:{mode}}}"
+    schedule = f"+scheduler={{_target_:mnist_lit.module.Schedule,monitor:{monitor},scheduler:{plateau}}}"
+    with pytest.raises(UserError, match=said):
+        preflight(make_config("~scheduler", schedule))
 
 
 def test_a_schedule_may_span_a_number_of_steps(train_run: Train) -> None:

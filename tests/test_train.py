@@ -155,13 +155,20 @@ def test_a_check_before_training_is_no_score(train_run: Train) -> None:
     assert [step for step, _ in run.history["val/acc"]] == [16]
 
 
+def test_several_best_checkpoints_may_be_kept(train_run: Train) -> None:
+    names = "callbacks.checkpoint.filename='best-{epoch}'"
+    run = train_run(names, "+callbacks.checkpoint.save_top_k=2", "test=false")
+    assert files(run.folder / "checkpoints") == ["best-1.ckpt", "best-2.ckpt", "last.ckpt"]
+
+
 @pytest.mark.parametrize("own_timer", [False, True])
-def test_a_limit_of_time_ends_a_run(train_run: Train, own_timer: bool) -> None:
+def test_a_limit_of_time_ends_a_run(train_run: Train, own_timer: bool, capsys: pytest.CaptureFixture[str]) -> None:
     timer = "+callbacks.t={_target_:lightning.pytorch.callbacks.Timer,duration:{milliseconds:1}}"
     run = train_run(timer if own_timer else "+trainer.max_time={milliseconds:1}", "trainer.max_epochs=50")
     assert run.last["epoch"] < 2
     assert run.result["status"] == "finished"
     assert run.result["fit_seconds"] > 0
+    assert "stopped     the limit of time was reached" in capsys.readouterr().out
 
 
 def test_checkpoints_hold_the_plain_resolved_configuration(trained: Trained) -> None:

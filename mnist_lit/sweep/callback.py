@@ -139,7 +139,7 @@ class SweepCallback(Callback):
             ledger.check_is_same(folder, keys, settings)
             print(describe_jobs(folder, jobs))
             sys.exit(0)
-        if {*keys} - {"seed"} and check.is_blind:
+        if {*keys} - {"seed"} and all(check.blind):
             print(f"note: no job has validation images, so nothing will rank them; {HOLD_SOME_OUT}", file=sys.stderr)
         check.data()
         ledger.register(folder, keys, settings, jobs)
@@ -154,7 +154,7 @@ class SweepCallback(Callback):
         check = Preflight(folder, [])
         for chosen in ([], *([value] for override in overrides for value in known_values(override))):
             check.job(loader.load_sweep_config(config, [*fixed, *chosen, told]), [*fixed, *chosen])
-        if check.is_blind:
+        if any(check.blind):
             raise UserError(f"sweep: a search goes by validation images, and there are none; {HOLD_SOME_OUT}")
         settings = unswept_settings(config, overrides)
         ledger.check_is_same(folder, keys, settings)
@@ -172,11 +172,11 @@ class SweepCallback(Callback):
         if sweeper.get("storage") and sweeper.get("study_name"):
             from mnist_lit.sweep.search import take_up
 
-            def has_failed(params: Mapping[str, Any]) -> bool:
+            def status_of(params: Mapping[str, Any]) -> str | None:
                 name = job_name(keys, [f"{key}={value}" for key, value in params.items()])
-                return (ledger.read_result(folder / name) or {}).get("status") == "failed"
+                return (ledger.read_result(folder / name) or {}).get("status")
 
-            num_done, num_begun = take_up(sweeper.storage, sweeper.study_name, has_failed)
+            num_done, num_begun = take_up(sweeper.storage, sweeper.study_name, status_of)
             sweeper.n_trials = max(sweeper.n_trials - num_done, 0)
             if sweeper.sampler.get("seed") is not None:
                 sweeper.sampler.seed += num_begun  # or it would draw the first trials again
@@ -252,7 +252,7 @@ def unswept_settings(config: DictConfig, overrides: list[Override]) -> dict[str,
 class Preflight:
     """Checks the jobs of the sweep over `keys` in `folder`, building one of those that differ in the seed only.
 
-    `is_blind` says whether all of them train on every image, and hold none out to validate on.
+    `blind` says of each whether it has no images to validate on.
     """
 
     def __init__(self, folder: Path, keys: list[str]) -> None:
@@ -260,7 +260,7 @@ class Preflight:
         self.keys = keys
         self.built: set[str] = set()
         self.sources: dict[Source, MNISTDataModule] = {}
-        self.is_blind = True
+        self.blind: list[bool] = []
 
     def job(self, config: DictConfig, overrides: list[str]) -> ledger.Job:
         """Check the configuration of one job unless it is done already, and return its place in the ledger.
@@ -274,7 +274,7 @@ class Preflight:
         with _as_the_running_job(config, self.folder / name):
             cfg = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
             resolved = build.check_top_level(cfg)
-            self.is_blind &= resolved["data"].get("val_size") == 0
+            self.blind.append(0 in (resolved["data"].get("val_size"), resolved["trainer"].get("limit_val_batches")))
             job = ledger.Job(name=name, overrides=overrides, config_hash=config_hash(resolved))
             if ledger.is_done(ledger.read_result(self.folder / name), job.config_hash):
                 return job

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -29,8 +29,11 @@ class Job:
 
 def ends(folder: Path, jobs: Sequence[Job]) -> dict[str, int]:
     """Map the names of the jobs that have ended to when they did, in nanoseconds."""
-    files = {job.name: folder / job.name / FILE_NAME for job in jobs}
-    return {name: file.stat().st_mtime_ns for name, file in files.items() if file.exists()}
+    found = {}
+    for job in jobs:
+        with suppress(FileNotFoundError):  # or another process has just begun it anew
+            found[job.name] = (folder / job.name / FILE_NAME).stat().st_mtime_ns
+    return found
 
 
 def read_result(run_dir: Path) -> dict[str, Any] | None:

@@ -13,25 +13,27 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
+FAILED = 0.0  # the worst accuracy
 
-def take_up(storage: str, name: str, has_failed: Callable[[Mapping[str, Any]], bool]) -> tuple[int, int]:
+
+def take_up(storage: str, name: str, status_of: Callable[[Mapping[str, Any]], str | None]) -> tuple[int, int]:
     """Queue the trials that were cut off or failed; return how many need no other try, and how many were begun.
 
     `storage` is a database's URL; the study is created in it if it is not there. No other process may be at
-    work on it. `has_failed` tells by a trial's parameters whether its job has; it got a value for that, the worst.
+    work on it. `status_of` gives, for a trial's parameters, how its job ended; one that failed got the worst value.
     """
     optuna.logging.set_verbosity(logging.WARNING)
     study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
     trials = study.get_trials(deepcopy=False)
-    again, done = [], set()
+    again, num_done = [], 0
     for trial in trials:
         if trial.state == TrialState.RUNNING:
             study.tell(trial.number, state=TrialState.FAIL)
             again.append(trial.params)
-        elif trial.state == TrialState.COMPLETE and has_failed(trial.params):
+        elif trial.state == TrialState.COMPLETE and (status := status_of(trial.params)) == "failed":
             again.append(trial.params)
         elif trial.state == TrialState.COMPLETE:
-            done.add(tuple(sorted(trial.params.items())))
+            num_done += trial.value != FAILED or status != "finished"  # else it failed, and another try did not
     queued = [trial.system_attrs["fixed_params"] for trial in trials if trial.state == TrialState.WAITING]
     for params in again:
         if params and params not in queued:
@@ -39,4 +41,4 @@ def take_up(storage: str, name: str, has_failed: Callable[[Mapping[str, Any]], b
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)  # long since a part of Optuna
                 study.enqueue_trial(params)
-    return len(done), len(trials)
+    return num_done, len(trials)

@@ -119,6 +119,15 @@ def test_a_search_tries_failed_jobs_again(sweep: Sweep, monkeypatch: pytest.Monk
         )
 
 
+def test_a_search_over_few_values_has_an_end(sweep: Sweep) -> None:
+    optuna = pytest.importorskip("optuna", reason="needs the extra optuna")
+    fixed = ("data.batch_size=choice(256,512)", "optimizer.lr=0.1", "trainer.max_epochs=1")
+    for _ in range(2):
+        assert sweep("sweep=tpe", *fixed, "hydra.sweeper.n_trials=4", "sweep.name=s") == 0
+        study = optuna.load_study(study_name="tpe", storage="sqlite:///outputs/sweeps/s/study.db")
+        assert len(study.trials) == 4
+
+
 def test_a_search_that_is_refused_leaves_the_other_alone(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra optuna")
     search = ("sweep=tpe", "trainer.max_epochs=1", "sweep.name=s")
@@ -143,6 +152,8 @@ def test_what_all_trials_share_is_checked_before_the_first(sweep: Sweep, capsys:
     )
     assert sweep("sweep=tpe", "experiment=tuned") == 2
     assert "a search goes by validation images, and there are none; data.val_size=5000" in capsys.readouterr().err
+    assert sweep("sweep=tpe", "trainer.limit_val_batches=0", "callbacks.checkpoint.monitor=null") == 2
+    assert "a search goes by validation images, and there are none" in capsys.readouterr().err
     assert sweep("sweep=tpe", "optimizer.momentum=interval(-0.5,0.9)") == 2
     assert "-0.5" in capsys.readouterr().err
     assert not Path("outputs").exists()
