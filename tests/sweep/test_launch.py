@@ -106,11 +106,11 @@ def test_a_search_goes_on_where_it_was_cut_off(
 def test_a_search_tries_failed_jobs_again(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra optuna")
     Path("file").touch()
-    search = ("sweep=tpe", "trainer.max_epochs=1", "hydra.sweeper.n_trials=2", "sweep.name=s")
+    search = ("sweep=tpe", "trainer.max_epochs=1", "hydra.sweeper.n_trials=1", "sweep.name=s")
     broken = "callbacks.checkpoint.dirpath=file/x"
     assert sweep(*search, broken) == 1
     failed = results("outputs/sweeps/s")
-    assert [result["status"] for result in failed.values()] == ["failed"] * 2
+    assert [result["status"] for result in failed.values()] == ["failed"]
     Path("file").unlink()
     for _ in range(2):
         assert sweep(*search, broken) == 0

@@ -324,7 +324,7 @@ def test_folders_of_jobs_keep_their_names(
 
 
 def test_what_a_sweeps_own_file_fixes_is_not_mixed(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
-    for momentum, code in (("0.9", 0), ("0.9", 0), ("0.5", 2)):
+    for momentum, code in (("0.9", 0), ("0.5", 2)):
         fixed = f"+hydra.sweeper.params={{optimizer.momentum:{momentum}}}"
         assert sweep("seed=0,1", "trainer.max_epochs=1", "sweep.name=s", fixed) == code
     assert "have optimizer.momentum=0.9, not 0.5" in capsys.readouterr().err
