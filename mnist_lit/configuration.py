@@ -69,17 +69,17 @@ def check_together(config: dict[str, Any]) -> None:
     for name, callback in config["callbacks"].items():
         if callback and not isinstance(callback, dict):
             raise UserError(f"callbacks.{name}={callback}: must be a group of keys, or null: none")
-        _check_monitor(f"callbacks.{name}", callback or {}, config)
+        _check_monitor(f"callbacks.{name}", callback or {}, config, instead="set it to null")
         counts = (callback or {}).get("enable_version_counter", True) or "{" in callback.get("filename", "{")
         if not counts and callback.get("save_top_k", 1) not in (0, 1):
             raise UserError(
                 f"callbacks.{name}.save_top_k={callback['save_top_k']}: all would go to one file; give them names, "
                 f"callbacks.{name}.filename='{callback['filename']}-{{epoch}}'"
             )
-    _check_monitor("scheduler", scheduler, config)
+    _check_monitor("scheduler", scheduler, config, instead="choose another scheduler")
 
 
-def _check_monitor(key: str, node: dict[str, Any], config: dict[str, Any]) -> None:
+def _check_monitor(key: str, node: dict[str, Any], config: dict[str, Any], *, instead: str) -> None:
     """Check that what a callback or schedule goes by, if it does, is measured."""
     monitor = node.get("monitor")
     if monitor is None:
@@ -91,7 +91,7 @@ def _check_monitor(key: str, node: dict[str, Any], config: dict[str, Any]) -> No
         "trainer.limit_val_batches": config["trainer"].get("limit_val_batches"),
     }.items():
         if value == 0:
-            raise UserError(f"{key}.monitor={monitor}: {name}=0 leaves nothing to validate on; set it to null")
+            raise UserError(f"{key}.monitor={monitor}: {name}=0 leaves nothing to validate on; {instead}")
 
 
 def check_mode(key: str, monitor: str | None, mode: str | None) -> None:

@@ -148,9 +148,12 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
         ["callbacks.swa: averages weights after the last checkpoint", "EMAWeightAveraging"],
     ),
     (
-        "~scheduler +scheduler={_target_:mnist_lit.module.Schedule,scheduler:"
-        "{_target_:torch.optim.lr_scheduler.ReduceLROnPlateau,_partial_:true}}",
+        "scheduler=plateau scheduler.monitor=null",
         ["scheduler.monitor is missing: what it goes by, val/acc or val/loss"],
+    ),
+    (
+        "scheduler=plateau data.val_size=0 callbacks.checkpoint.monitor=null",
+        ["scheduler.monitor=val/loss: data.val_size=0 leaves nothing to validate on; choose another scheduler"],
     ),
     (
         "scheduler=cosine +scheduler.monitor=val/f1",
@@ -389,7 +392,7 @@ def option_sets() -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize("chosen", option_sets(), ids=" ".join)
 def test_packaged_options_are_all_accepted(make_config: Compose, chosen: tuple[str, ...]) -> None:
-    assert check(make_config(*chosen, sample=False))["seed"] == 0
+    assert check(make_config(*chosen, "data.val_size=400", sample=False))["seed"] == 0
 
 
 def test_a_schedule_that_the_run_is_too_short_for_is_told(main: Main) -> None:

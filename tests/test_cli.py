@@ -149,7 +149,7 @@ def test_help_names_examples_and_options(command: Command) -> None:
         "tensorboard --logdir outputs",
         "data: fashion_mnist, kmnist, mnist, sample",
         "optimizer: adam, adamw, sgd",
-        "scheduler: cosine, none, one_cycle",
+        "scheduler: cosine, none, one_cycle, plateau",
         "logger: both, csv, none, tensorboard",
     ):
         assert line in done.stdout

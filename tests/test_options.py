@@ -319,9 +319,8 @@ def test_debug_profile_leaves_a_table_of_hooks(train_run: Train, capsys: pytest.
 
 
 def test_a_schedule_may_go_by_a_metric(train_run: Train) -> None:
-    plateau = "{_target_:torch.optim.lr_scheduler.ReduceLROnPlateau,_partial_:true,patience:0,threshold:1e9,factor:0.5}"
-    schedule = f"{{_target_:mnist_lit.module.Schedule,monitor:val/loss,scheduler:{plateau}}}"
-    run = train_run("~scheduler", f"+scheduler={schedule}", "test=false")
+    never_enough = ("scheduler.scheduler.patience=0", "+scheduler.scheduler.threshold=1e9")
+    run = train_run("scheduler=plateau", *never_enough, "scheduler.scheduler.factor=0.5", "test=false")
     assert run.values("lr") == pytest.approx([0.01, 0.005, 0.005, 0.0025])
 
 
@@ -334,10 +333,8 @@ def test_a_schedule_may_go_by_a_metric(train_run: Train) -> None:
     ],
 )
 def test_a_schedule_goes_by_the_good_end_of_a_metric(make_config: Compose, monitor: str, mode: str, said: str) -> None:
-    plateau = f"{{_target_:torch.optim.lr_scheduler.ReduceLROnPlateau,_partial_:true,mode:{mode}}}"
-    schedule = f"+scheduler={{_target_:mnist_lit.module.Schedule,monitor:{monitor},scheduler:{plateau}}}"
     with pytest.raises(UserError, match=said):
-        preflight(make_config("~scheduler", schedule))
+        preflight(make_config("scheduler=plateau", f"scheduler.monitor={monitor}", f"scheduler.scheduler.mode={mode}"))
 
 
 def test_a_schedule_may_span_a_number_of_steps(train_run: Train) -> None:

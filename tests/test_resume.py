@@ -235,9 +235,8 @@ def test_the_rows_of_a_table_go_on(tmp_path: Path) -> None:
 
 
 def test_a_schedule_that_goes_by_a_metric_goes_on(tmp_path: Path) -> None:
-    plateau = "{_target_:torch.optim.lr_scheduler.ReduceLROnPlateau,_partial_:true,patience:0,threshold:1e9,factor:0.5}"
-    schedule = f"+scheduler={{_target_:mnist_lit.module.Schedule,monitor:val/loss,scheduler:{plateau}}}"
-    settings = [setting for setting in SETTINGS if "scheduler" not in setting] + ["~scheduler", schedule]
+    never_enough = ("scheduler.scheduler.patience=0", "+scheduler.scheduler.threshold=1e9")
+    settings = (*SETTINGS, "scheduler=plateau", *never_enough)
     whole, folder = tmp_path / "whole", tmp_path / "run"
     assert exit_code(in_child(*settings, f"hydra.run.dir='{whole}'", folder=tmp_path)) == 0
     killed = in_child(*settings, f"hydra.run.dir='{folder}'", folder=tmp_path, step=40, number=signal.SIGKILL)
