@@ -92,6 +92,12 @@ def _check_monitor(key: str, node: dict[str, Any], config: dict[str, Any], *, in
     }.items():
         if value == 0:
             raise UserError(f"{key}.monitor={monitor}: {name}=0 leaves nothing to validate on; {instead}")
+    every, max_epochs = config["trainer"].get("check_val_every_n_epoch"), config["trainer"]["max_epochs"]
+    if every is not None and 0 < max_epochs < every:
+        raise UserError(
+            f"trainer.check_val_every_n_epoch={every}: above trainer.max_epochs={max_epochs}, so that nothing would be "
+            f"validated, and {key}.monitor={monitor} never known"
+        )
 
 
 def check_mode(key: str, monitor: str | None, mode: str | None) -> None:

@@ -249,7 +249,10 @@ def _show(result: Result, run: "Run", cfg: DictConfig) -> None:
     """Print what a person wants to know when a run has ended."""
     rows = [(tag, f"{result.metrics[tag]:.4f}") for tag in sorted(result.metrics, reverse=True)]
     if "val/acc" in result.metrics:
-        rows.append(("best epoch", f"{result.best_epoch}: all scores are of its checkpoint"))
+        is_chosen = getattr(run.trainer.checkpoint_callback, "monitor", None) is not None
+        rows.append(
+            ("best epoch" if is_chosen else "last epoch", f"{result.best_epoch}: all scores are of its checkpoint")
+        )
     if run.stopped_early:
         rows.append(("stopped", run.stopped_early))
     if result.images_per_second:

@@ -133,14 +133,16 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ),
     ("+trainer.logger=false", ["trainer.logger=False: would have no effect; it is set by logger=OPTION"]),
     ("+data.augmentation=null", ["data.augmentation=None: would have no effect; it is set by augmentation=OPTION"]),
-    ("+trainer.max_time=soon", ["trainer", "soon"]),
+    ("trainer.max_time=soon", ["trainer", "soon"]),
+    ("trainer.check_val_every_n_epoch=5", ["trainer.check_val_every_n_epoch=5: above trainer.max_epochs=1"]),
+    ("-m seed=0,1 hydra.run.dir=x", ["hydra.run.dir=x: a single run's; a sweep is named by sweep.name=NAME"]),
     ("scheduler=cosine +scheduler.monitor=val/acc", ["scheduler.monitor=val/acc: only ReduceLROnPlateau goes by a"]),
     (
         "+callbacks.stop={_target_:lightning.pytorch.callbacks.EarlyStopping,monitor:val/acc}",
         ["callbacks.stop.mode=min: would take the worst val/acc for the best; set callbacks.stop.mode=max"],
     ),
     (
-        "+callbacks.t={_target_:lightning.pytorch.callbacks.Timer} +trainer.max_time={seconds:9}",
+        "+callbacks.t={_target_:lightning.pytorch.callbacks.Timer} trainer.max_time={seconds:9}",
         ["trainer.max_time={'seconds': 9}: would have no effect beside a Timer among the callbacks"],
     ),
     (

@@ -164,7 +164,7 @@ def test_several_best_checkpoints_may_be_kept(train_run: Train) -> None:
 @pytest.mark.parametrize("own_timer", [False, True])
 def test_a_limit_of_time_ends_a_run(train_run: Train, own_timer: bool, capsys: pytest.CaptureFixture[str]) -> None:
     timer = "+callbacks.t={_target_:lightning.pytorch.callbacks.Timer,duration:{milliseconds:1}}"
-    run = train_run(timer if own_timer else "+trainer.max_time={milliseconds:1}", "trainer.max_epochs=50")
+    run = train_run(timer if own_timer else "trainer.max_time={milliseconds:1}", "trainer.max_epochs=50")
     assert run.last["epoch"] < 2
     assert run.result["status"] == "finished"
     assert run.result["fit_seconds"] > 0
@@ -217,6 +217,11 @@ def test_without_validation_the_last_weights_are_tested(train_run: Train) -> Non
     assert run.result["metrics"] == scores(run.last, "test")
     assert run.result["best_epoch"] == 2
     assert not {"val/loss", "val/acc"} & run.history.keys()
+
+
+def test_what_no_metric_chose_is_not_called_best(train_run: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    train_run("callbacks.checkpoint.monitor=null", "trainer.max_epochs=1")
+    assert "\nlast epoch  1: all scores are of its checkpoint\n" in capsys.readouterr().out
 
 
 def test_run_too_short_for_a_curve_ends_well(train_run: Train) -> None:

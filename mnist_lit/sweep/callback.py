@@ -99,6 +99,11 @@ class SweepCallback(Callback):
         if not str(as_written["subdir"]).startswith("${mnist_lit.job_name:"):
             told = "a job's folder is named by what is swept; leave it out"
             raise UserError(f"hydra.sweep.subdir={as_written['subdir']}: {told}")
+        for override in config.hydra.overrides.hydra:
+            if override.startswith("hydra.run.dir="):
+                raise UserError(
+                    f"{override}: a single run's; a sweep is named by sweep.name=NAME or hydra.sweep.dir=FOLDER"
+                )
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         # Hydra gives it to the sweeper and the launcher.

@@ -1,9 +1,11 @@
 """What a reader should know about a ranking, in sentences."""
 
+import re
 from collections.abc import Iterator
 
 from mnist_lit.result import FILE_NAME
 from mnist_lit.sweep.comparison import ALPHA, least_effect
+from mnist_lit.sweep.identity import DRAWN_NUMBER
 from mnist_lit.sweep.notation import count, duration, shown
 from mnist_lit.sweep.ranking import Summary
 from mnist_lit.sweep.runs import NEVER_ENDED, UNREADABLE
@@ -29,7 +31,7 @@ def warnings(summary: Summary) -> Iterator[str]:
     if len(summary.ranked) > 1:
         if settings["n"].iloc[0] == 1:
             who = "With one seed a setting" if settings["n"].max() == 1 else "The best setting has one seed only:"
-            yield f"{who} the order may be luck, so nothing is marked. Repeat with several: seed=range(5)."
+            yield f"{who} the order may be luck, so nothing is marked. Repeat the best with several: -m seed=range(5)."
         if settings["bad"].iloc[0] > 0:
             yield "Every setting has a diverged run, the best one too: do not rely on it."
     if elsewhere := [key for key in summary.keys if key in CHANGES_VAL_IMAGES]:
@@ -60,6 +62,8 @@ def _edge_warnings(summary: Summary) -> Iterator[str]:
         if len(best) != 1 or tried[key].nunique() < 2:
             continue
         value = best.pop()
+        if re.fullmatch(DRAWN_NUMBER, repr(value)):  # by a search, which knows its bounds
+            continue
         if value == tried[key].max():
             yield f"The best {key}={shown(value)} is the largest value tried: try larger ones too."
         # Nothing in a configuration is negative: 0 (no momentum, no dropout) is where a key ends.

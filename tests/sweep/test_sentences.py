@@ -117,3 +117,9 @@ def test_runs_without_test_scores_say_so(add: Add, sweep_dir: Path) -> None:
         add(f"optimizer.lr={lr}", metrics={"val/acc": acc})
     text = " ".join(write_report([sweep_dir], sweep_dir).split())
     assert "Selected on validation: highest mean val/acc. The runs hold no score on the test images." in text
+
+
+def test_what_a_search_drew_is_on_no_edge(add: Add, sweep_dir: Path) -> None:
+    for acc, lr in ((0.9, "0.044303812345678"), (0.8, "0.512345678901234")):
+        add(f"optimizer.lr={lr}", acc=acc)
+    assert not [text for text in warnings_of(sweep_dir) if "value tried" in text]
