@@ -62,30 +62,13 @@ def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
     # Kept in every checkpoint, so that it knows how to rebuild its network; plain data, so that loading
     # it executes nothing.
     module.save_hyperparameters(config)
-    named = {name: _instantiate(f"callbacks.{name}", node) for name, node in cfg.callbacks.items() if node}
-    for name, callback in named.items():
-        configuration.check_mode(
-            f"callbacks.{name}", getattr(callback, "monitor", None), getattr(callback, "mode", None)
-        )
-        if isinstance(callback, StochasticWeightAveraging):
-            raise UserError(
-                f"callbacks.{name}: averages weights after the last checkpoint, so that they are neither kept nor "
-                "tested; use lightning.pytorch.callbacks.EMAWeightAveraging"
-            )
-    # What Interruption saves and ends in the middle of an epoch, all others must have seen. The timer is last but for
-    # checkpoints, so that its clock leaves out what other callbacks do when a fit starts and ends.
-    callbacks = sorted(named.values(), key=lambda callback: isinstance(callback, Interruption))
-    max_time = config["trainer"].get("max_time")
-    timers = [callback for callback in callbacks if isinstance(callback, Timer)]
-    if timers and max_time is not None:
-        raise UserError(f"trainer.max_time={max_time}: would have no effect beside a Timer among the callbacks")
-    timer = timers[0] if timers else _try("trainer", lambda: Timer(duration=max_time))
+    callbacks, timer = _build_callbacks(cfg, config)
     loggers = [_instantiate(f"logger.{name}", node) for name, node in cfg.logger.items() if node]
     with quiet():
         trainer = _instantiate(
             "trainer",
             cfg.trainer,
-            callbacks=[*(callback for callback in callbacks if callback is not timer), timer],
+            callbacks=callbacks,
             logger=loggers or False,
             default_root_dir=cfg.run_dir,
             **({} if "plugins" in cfg.trainer else {"plugins": [WholeFiles()]}),
@@ -94,6 +77,28 @@ def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
     return Run(
         config=config, overrides=list(overrides), datamodule=datamodule, module=module, trainer=trainer, timer=timer
     )
+
+
+def _build_callbacks(cfg: DictConfig, config: dict[str, Any]) -> tuple[list[L.Callback], Timer]:
+    """Build the callbacks in the order in which they must be called, and the one of them that times the run."""
+    named = {name: _instantiate(f"callbacks.{name}", node) for name, node in cfg.callbacks.items() if node}
+    for name, callback in named.items():
+        key = f"callbacks.{name}"
+        configuration.check_mode(key, getattr(callback, "monitor", None), getattr(callback, "mode", None))
+        if isinstance(callback, StochasticWeightAveraging):
+            raise UserError(
+                f"{key}: averages weights after the last checkpoint, so that they are neither kept nor tested; use "
+                "lightning.pytorch.callbacks.EMAWeightAveraging"
+            )
+    max_time = config["trainer"].get("max_time")
+    timer = next((callback for callback in named.values() if isinstance(callback, Timer)), None)
+    if timer is not None and max_time is not None:
+        raise UserError(f"trainer.max_time={max_time}: would have no effect beside a Timer among the callbacks")
+    timer = timer or _try("trainer", lambda: Timer(duration=max_time))
+    others = [callback for callback in named.values() if callback is not timer]
+    # What Interruption saves and ends in the middle of an epoch, all others must have seen. The timer is last but for
+    # checkpoints, so that its clock leaves out what other callbacks do when a fit starts and ends.
+    return [*sorted(others, key=lambda callback: isinstance(callback, Interruption)), timer], timer
 
 
 def build_job(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
@@ -127,18 +132,7 @@ def preflight(cfg: DictConfig) -> tuple[dict[str, Any], MNISTDataModule, Classif
         scheduler=_instantiate("scheduler", cfg.scheduler) if "_target_" in (cfg.scheduler or {}) else None,
         num_classes=len(datamodule.class_names),
     )
-    optimizer = _try("optimizer", lambda: module.build_optimizer(module.parameters()))
-    schedule = module.scheduler
-    if schedule is not None:
-        length = {schedule.length_argument: 100} if schedule.length_argument else {}
-        scheduler = _try("scheduler.scheduler", lambda: schedule.scheduler(optimizer, **length))
-        is_plateau = isinstance(scheduler, ReduceLROnPlateau)
-        if is_plateau and schedule.monitor is None:
-            raise UserError(f"scheduler.monitor is missing: what it goes by, {' or '.join(configuration.MONITORED)}")
-        if is_plateau:
-            configuration.check_mode("scheduler.scheduler", schedule.monitor, scheduler.mode)
-        elif schedule.monitor is not None:
-            raise UserError(f"scheduler.monitor={schedule.monitor}: only ReduceLROnPlateau goes by a metric")
+    _check_optimizer_and_scheduler(module)
     module.eval()  # what learns from the images it sees shall not see black ones
     with torch.no_grad():
         _check_shapes(module, len(datamodule.class_names))
@@ -227,6 +221,22 @@ def _check_plain(key: str, node: Any) -> None:
 
 def _is_within(path: str, packages: Sequence[str]) -> bool:
     return any(path == package or path.startswith(f"{package}.") for package in packages)
+
+
+def _check_optimizer_and_scheduler(module: Classifier) -> None:
+    """Build both as a fit will, to see that they can be; raises UserError if not."""
+    optimizer = _try("optimizer", lambda: module.build_optimizer(module.parameters()))
+    if (schedule := module.scheduler) is None:
+        return
+    length = {schedule.length_argument: 100} if schedule.length_argument else {}
+    scheduler = _try("scheduler.scheduler", lambda: schedule.scheduler(optimizer, **length))
+    if not isinstance(scheduler, ReduceLROnPlateau):
+        if schedule.monitor is not None:
+            raise UserError(f"scheduler.monitor={schedule.monitor}: only ReduceLROnPlateau goes by a metric")
+        return
+    if schedule.monitor is None:
+        raise UserError(f"scheduler.monitor is missing: what it goes by, {' or '.join(configuration.MONITORED)}")
+    configuration.check_mode("scheduler.scheduler", schedule.monitor, scheduler.mode)
 
 
 def _check_shapes(module: Classifier, num_classes: int) -> None:

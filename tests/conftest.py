@@ -93,6 +93,19 @@ class Outcome:
     err: str
 
 
+def assert_refused(outcome: Outcome, where: Path, *said: str) -> None:
+    """Assert the exit code, a single line that says all of `said`, and that no run folder was left."""
+    assert outcome.code == 2, outcome
+    assert outcome.out == ""
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
+    assert outcome.err.endswith("\n")
+    assert "Traceback" not in outcome.err
+    for part in said:
+        assert part in outcome.err
+    assert list(where.glob("outputs/*/*/*")) == []
+
+
 Train = Callable[..., Trained]
 Main = Callable[..., Outcome]
 

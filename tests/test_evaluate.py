@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Command, Main, Outcome, Trained, compose_config
+from conftest import Command, Main, Outcome, Trained, assert_refused, compose_config
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -68,16 +68,6 @@ def folder_of(outcome: Outcome, where: Path) -> Path:
 
 def evaluation(outcome: Outcome, where: Path) -> Any:
     return json.loads((folder_of(outcome, where) / "evaluation.json").read_text(encoding="utf-8"))
-
-
-def assert_refused(outcome: Outcome, where: Path, *said: str) -> None:
-    """Assert the exit code, a single line that says all of `said`, and that no folder was left."""
-    assert (outcome.code, outcome.out) == (2, "")
-    assert outcome.err.startswith("error: ")
-    assert outcome.err.count("\n") == 1
-    for part in said:
-        assert part in outcome.err
-    assert list(where.glob("outputs/evaluate/*/*")) == []
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,9 @@ from conftest import Compose, Train, files
 from plain_torch import network, split
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
-from mnist_lit.build import build, check, preflight
+from mnist_lit.build import build, check
 from mnist_lit.data.sources import SAMPLE
-from mnist_lit.errors import UserError
 from mnist_lit.loss import OneHotMSE
 from mnist_lit.model import MLP
 
@@ -131,24 +128,6 @@ def test_classes_of_ones_own_need_no_more_than_hydra_does(
         assert build(make_config(*overrides)).module.training
 
 
-@pytest.mark.parametrize(
-    ("threshold", "said"),
-    [(0.01, "stopped     after epoch 1: Stopping threshold reached"), (None, "stopped     after epoch 3: Monitored")],
-)
-def test_early_stopping_says_why(
-    threshold: float | None, said: str, train_run: Train, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = train_run(
-        "callbacks=early_stopping",
-        "callbacks.early_stopping.patience=2",
-        *([] if threshold is None else [f"+callbacks.early_stopping.stopping_threshold={threshold}"]),
-        "optimizer.lr=1e-12",
-        "trainer.max_epochs=50",
-    )
-    assert run.result["status"] == "finished"
-    assert said in capsys.readouterr().out
-
-
 def test_cross_entropy_by_yaml(train_run: Train) -> None:
     run = train_run("loss=cross_entropy", "trainer.max_epochs=1", "trainer.log_every_n_steps=1")
     assert run.values("train/loss")[0] == pytest.approx(math.log(10), abs=0.3)
@@ -156,37 +135,6 @@ def test_cross_entropy_by_yaml(train_run: Train) -> None:
     with torch.no_grad():
         expected = functional.cross_entropy(network(run.best)(images), labels).item()
     assert run.result["metrics"]["test/loss"] == pytest.approx(expected, abs=1e-5)
-
-
-def one_cycle(optimizer: Optimizer) -> LRScheduler:
-    return OneCycleLR(optimizer, max_lr=0.2, total_steps=48, pct_start=0.3, cycle_momentum=False)
-
-
-def cosine(optimizer: Optimizer) -> LRScheduler:
-    return CosineAnnealingLR(optimizer, T_max=48)
-
-
-@pytest.mark.parametrize(("schedule", "peak", "start"), [(one_cycle, 14, 0.2 / 25), (cosine, 0, 0.2)])
-def test_schedule_by_yaml(train_run: Train, schedule: Any, peak: int, start: float) -> None:
-    run = train_run(f"scheduler={schedule.__name__}", "optimizer.lr=0.2", "trainer.log_every_n_steps=1", "test=false")
-    rates = run.values("lr")
-    # It rises, or not, and falls to almost nothing.
-    assert rates[0] == pytest.approx(start)
-    assert rates.index(max(rates)) == peak
-    assert rates[peak] == pytest.approx(0.2, rel=1e-2)
-    assert rates[: peak + 1] == sorted(rates[: peak + 1])
-    assert rates[peak:] == sorted(rates[peak:], reverse=True)
-    assert rates[-1] < 0.2 / 500
-
-    # What each step took is what the schedule had before that step.
-    optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=0.2)
-    scheduler = schedule(optimizer)
-    expected = []
-    for _ in range(48):
-        expected.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    assert dict(run.history["lr"]) == pytest.approx(dict(enumerate(expected, start=1)))
 
 
 @pytest.mark.parametrize(
@@ -201,22 +149,6 @@ def test_schedule_by_yaml(train_run: Train, schedule: Any, peak: int, start: flo
 )
 def test_parts_can_be_taken_out(override: str, part: str, make_config: Compose) -> None:
     assert check(make_config(override))[part] == {}
-
-
-def test_early_stopping_stops_early(train_run: Train, capsys: pytest.CaptureFixture[str]) -> None:
-    # A learning rate that changes nothing: the second and third epoch are no better than the first.
-    run = train_run(
-        "callbacks=early_stopping",
-        "callbacks.early_stopping.patience=2",
-        "optimizer.lr=1e-12",
-        "trainer.max_epochs=50",
-    )
-    assert len(run.history["val/acc"]) == 3
-    assert run.last["epoch"] == 2  # the default callbacks are there too
-    assert run.result["status"] == "finished"
-    assert run.result["best_epoch"] == 1
-    why = "Monitored metric val/acc did not improve in the last 2 records. Best score: "
-    assert f"stopped     after epoch 3: {why}" in capsys.readouterr().out
 
 
 def test_checkpoints_within_an_epoch(train_run: Train) -> None:
@@ -316,35 +248,6 @@ def test_debug_profile_leaves_a_table_of_hooks(train_run: Train, capsys: pytest.
     (row,) = (line for line in table.splitlines() if "run_training_batch" in line)
     assert int(row.split("|")[3]) == 16  # calls
     assert run.last["epoch"] == 0
-
-
-def test_a_schedule_may_go_by_a_metric(train_run: Train) -> None:
-    never_enough = ("scheduler.scheduler.patience=0", "+scheduler.scheduler.threshold=1e9")
-    run = train_run("scheduler=plateau", *never_enough, "scheduler.scheduler.factor=0.5", "test=false")
-    assert run.values("lr") == pytest.approx([0.01, 0.005, 0.005, 0.0025])
-
-
-@pytest.mark.parametrize(
-    ("monitor", "mode", "said"),
-    [
-        ("val/acc", "min", r"^scheduler\.scheduler\.mode=min: would take the worst val/acc for the best"),
-        ("val/loss", "max", r"^scheduler\.scheduler\.mode=max: would take the worst val/loss for the best"),
-        ("val/f1", "min", r"^scheduler\.monitor=val/f1: must be val/acc or val/loss"),
-    ],
-)
-def test_a_schedule_goes_by_the_good_end_of_a_metric(make_config: Compose, monitor: str, mode: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        preflight(make_config("scheduler=plateau", f"scheduler.monitor={monitor}", f"scheduler.scheduler.mode={mode}"))
-
-
-def test_a_schedule_may_span_a_number_of_steps(train_run: Train) -> None:
-    run = train_run("scheduler=cosine", "trainer.max_epochs=-1", "+trainer.max_steps=20", "test=false")
-    assert run.values("lr") == pytest.approx([0.005 * (1 + math.cos(math.pi * step / 20)) for step in (9, 19)])
-
-
-def test_a_patience_of_none_still_waits_for_the_second_validation(train_run: Train) -> None:
-    run = train_run("callbacks=early_stopping", "callbacks.early_stopping.patience=0", "trainer.max_epochs=2")
-    assert len(run.values("val/acc")) == 2
 
 
 def test_a_batch_size_can_be_searched_for(train_run: Train) -> None:

@@ -92,18 +92,7 @@ class SweepCallback(Callback):
     def _prepare(self, config: DictConfig) -> None:
         if config.resume is not None:
             raise UserError(f"resume={config.resume}: a multirun goes on by itself; give its own command again")
-        if not OmegaConf.is_interpolation(config, "run_dir"):
-            told = "each job has a folder of its own below hydra.sweep.dir; leave it out"
-            raise UserError(f"run_dir={config.run_dir}: {told}")
-        as_written: Any = OmegaConf.to_container(config.hydra.sweep)
-        if not str(as_written["subdir"]).startswith("${mnist_lit.job_name:"):
-            told = "a job's folder is named by what is swept; leave it out"
-            raise UserError(f"hydra.sweep.subdir={as_written['subdir']}: {told}")
-        for override in config.hydra.overrides.hydra:
-            if override.startswith("hydra.run.dir="):
-                raise UserError(
-                    f"{override}: a single run's; a sweep is named by sweep.name=NAME or hydra.sweep.dir=FOLDER"
-                )
+        check_folders(config)
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         # Hydra gives it to the sweeper and the launcher.
@@ -185,6 +174,22 @@ class SweepCallback(Callback):
             sweeper.n_trials = max(sweeper.n_trials - num_done, 0)
             if sweeper.sampler.get("seed") is not None:
                 sweeper.sampler.seed += num_begun  # or it would draw the first trials again
+
+
+def check_folders(config: DictConfig) -> None:
+    """Raise UserError where the command line puts the sweep, or its jobs, elsewhere than the ledger looks for them."""
+    if not OmegaConf.is_interpolation(config, "run_dir"):
+        told = "each job has a folder of its own below hydra.sweep.dir; leave it out"
+        raise UserError(f"run_dir={config.run_dir}: {told}")
+    as_written: Any = OmegaConf.to_container(config.hydra.sweep)
+    if not str(as_written["subdir"]).startswith("${mnist_lit.job_name:"):
+        told = "a job's folder is named by what is swept; leave it out"
+        raise UserError(f"hydra.sweep.subdir={as_written['subdir']}: {told}")
+    for override in config.hydra.overrides.hydra:
+        if override.startswith("hydra.run.dir="):
+            raise UserError(
+                f"{override}: a single run's; a sweep is named by sweep.name=NAME or hydra.sweep.dir=FOLDER"
+            )
 
 
 def adapt_ray(launcher: DictConfig) -> None:

@@ -15,6 +15,7 @@ from mnist_lit.result import FILE_NAME, write_atomically
 
 LEDGER = "sweep.json"
 STOP = ".stop"
+WORST = 0.0  # what a search is told of a job that diverged or failed: an accuracy
 BEGAN = ".began"  # touched by every call of the sweep
 
 

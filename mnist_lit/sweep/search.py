@@ -13,7 +13,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
-FAILED = 0.0  # the worst accuracy
+from mnist_lit.sweep.ledger import WORST
 
 
 def take_up(storage: str, name: str, status_of: Callable[[Mapping[str, Any]], str | None]) -> tuple[int, int]:
@@ -30,10 +30,12 @@ def take_up(storage: str, name: str, status_of: Callable[[Mapping[str, Any]], st
         if trial.state == TrialState.RUNNING:
             study.tell(trial.number, state=TrialState.FAIL)
             again.append(trial.params)
-        elif trial.state == TrialState.COMPLETE and (status := status_of(trial.params)) == "failed":
-            again.append(trial.params)
         elif trial.state == TrialState.COMPLETE:
-            num_done += trial.value != FAILED or status != "finished"  # else it failed, and another try did not
+            status = status_of(trial.params)
+            if status == "failed":
+                again.append(trial.params)
+            elif trial.value != WORST or status != "finished":  # else it failed, and another try has not
+                num_done += 1
     queued = [trial.system_attrs["fixed_params"] for trial in trials if trial.state == TrialState.WAITING]
     for params in again:
         if params and params not in queued:
