@@ -47,6 +47,9 @@ from mnist_lit.predictor import Predictor
 from mnist_lit.server import Server
 from mnist_lit.train import train
 
+# What a script starts with & ignores Ctrl-C, and so would the processes of the tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # The longest, which must not come last: one worker would wait for the other.
 FIRST = ("test_sweep", "test_launch", "test_resume")
 
