@@ -36,7 +36,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from made_runs import add, grid, sweep_dir, with_charts  # noqa: F401 (fixtures)
 from made_sources import install_npm, mirror, no_mirrors, no_npm  # noqa: F401 (fixtures)
-from made_sweeps import compose_once, sweep  # noqa: F401 (fixtures)
+from made_sweeps import sweep  # noqa: F401 (fixtures)
 from matplotlib import get_data_path
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
@@ -212,7 +212,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Main]:
     """Run `python -m mnist_lit.<module> ARGUMENTS` in this process, in `tmp_path`, as if it were a new one."""
     monkeypatch.chdir(tmp_path)
-    compose_once(monkeypatch)
 
     def run_it(*arguments: str, module: str = "train", full_error: bool = False) -> Outcome:
         monkeypatch.setenv("HYDRA_FULL_ERROR", str(int(full_error)))

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from hydra._internal.hydra import Hydra
 
 from mnist_lit.train import main
 
@@ -16,19 +15,10 @@ QUICK = ("-m", "data=sample", "trainer.max_epochs=2")
 Sweep = Callable[..., int]
 
 
-def compose_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare a command a tenth of a second, if it does not set `hydra.mode`.
-
-    Hydra composes everything a first time to see whether the command line, or some file, sets it; no file here does.
-    """
-    monkeypatch.setattr(Hydra, "get_mode", lambda *args, **kwargs: None)
-
-
 @pytest.fixture
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
     """Run `mnist-lit-train -m ...` in this process and in `tmp_path`; return its exit code."""
     monkeypatch.chdir(tmp_path)
-    compose_once(monkeypatch)
 
     def run(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["mnist-lit-train", *QUICK, *arguments])

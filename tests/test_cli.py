@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 from conftest import Command, Main
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
 from hydra.errors import HydraException, MissingConfigException
 from lightning_utilities.core import imports
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError
 
 from mnist_lit import __version__, cli, evaluate, run_folder, train
@@ -169,6 +171,55 @@ def test_configuration_is_shown_with_all_values_resolved(main: Main) -> None:
     config = OmegaConf.create(shown.out)
     assert config.scheduler.scheduler.max_lr == 0.1
     assert config.callbacks.pictures.draw == list(NAMES)
+
+
+SETS_MODE = "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params: {seed: '0,1'}\n"
+LACKS_MODEL = "defaults:\n  - train\n  - override model: ???\n  - _self_\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "num_composed"),
+    [
+        ([], 1),
+        (["optimizer.lr=0.1", "experiment=tuned", "+trainer.min_epochs=1", "~scheduler", "hydra.job.num=3"], 1),
+        (["-m", "optimizer.lr=0.1,0.2", "optimizer=sgd,adam", "sweep.name=a"], 1),
+        (["--config-dir=own", "experiment=sets_mode"], 1),
+        (["--config-dir=own", "experiment=sets_mode", "hydra.mode=RUN"], 2),
+        (["-m", "hydra.mode=RUN", "seed=0,1"], 1),
+        (["seed=0,1"], 1),  # refused, as a single run
+        (["-m", "--config-dir=own", "--config-name=lacks_model"], 2),
+        (["--config-dir=own", "--config-name=lacks_model"], 2),
+    ],
+)
+def test_configuration_is_composed_as_by_hydra_but_once(
+    main: Main, monkeypatch: pytest.MonkeyPatch, arguments: list[str], num_composed: int
+) -> None:
+    Path("own/experiment").mkdir(parents=True)
+    Path("own/experiment/sets_mode.yaml").write_text(SETS_MODE)
+    Path("own/lacks_model.yaml").write_text(LACKS_MODEL)
+    composed: list[bool] = []
+    configs: list[str] = []
+    compose, load = Hydra.compose_config, ConfigLoaderImpl._load_configuration_impl
+
+    def count(loader: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
+        composed.append(True)
+        return load(loader, *args, **kwargs)
+
+    def keep(hydra: Hydra, *args: Any, **kwargs: Any) -> DictConfig:
+        cfg = compose(hydra, *args, **kwargs)
+        if kwargs.get("validate_sweep_overrides", True):
+            configs.append(OmegaConf.to_yaml(cfg))
+            raise SystemExit(0)
+        return cfg
+
+    monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", count)
+    monkeypatch.setattr(Hydra, "compose_config", keep)
+    ours = main(*arguments)
+    assert len(composed) == num_composed
+    monkeypatch.setattr(cli, "_Loader", ConfigLoaderImpl)
+    assert main(*arguments) == ours
+    assert configs[: len(configs) // 2] == configs[len(configs) // 2 :]
+    assert len(configs) == (0 if ours.code else 2)
 
 
 def test_parser_of_python_3_14_accepts_hydras_help_texts(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
