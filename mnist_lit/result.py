@@ -96,8 +96,12 @@ def versions() -> dict[str, str]:
     return own | {package: version(package) for package in packages}
 
 
+@cache
 def git_commit() -> str | None:
-    """Return the commit of the checkout this package runs from (`-dirty` if changed), or None outside one."""
+    """Return the commit of the checkout this package runs from (`-dirty` if changed), or None outside one.
+
+    As it was when this process asked first, since what is changed later does not run in it.
+    """
     checkout = Path(__file__).parents[1]
     if not (checkout / "pyproject.toml").exists():  # an installed package may lie in some other repository
         return None

@@ -171,26 +171,39 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+as_it_is = git_commit.__wrapped__  # without the memory of a process
+
+
 def test_commit_of_a_checkout_and_whether_it_was_changed(checkout: Path) -> None:
     commit = git(checkout, "rev-parse", "HEAD")
     assert re.fullmatch("[0-9a-f]{40}", commit)
-    assert git_commit() == commit
+    assert as_it_is() == commit
     (checkout / "pyproject.toml").write_text("changed", encoding="utf-8")
-    assert git_commit() == f"{commit}-dirty"
+    assert as_it_is() == f"{commit}-dirty"
 
 
 def test_no_commit_for_an_installed_package_in_someone_elses_repository(checkout: Path) -> None:
     (checkout / "pyproject.toml").unlink()
-    assert git_commit() is None
+    assert as_it_is() is None
 
 
 def test_no_commit_without_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "pyproject.toml").write_text("", encoding="utf-8")
     monkeypatch.setattr(result, "__file__", str(tmp_path / "mnist_lit" / "result.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert git_commit() is None
+    assert as_it_is() is None
 
 
 def test_no_commit_without_git(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(checkout / "nothing"))
-    assert git_commit() is None
+    assert as_it_is() is None
+
+
+def test_commit_is_that_of_the_code_that_runs(checkout: Path) -> None:
+    git_commit.cache_clear()
+    try:
+        commit = git_commit()
+        (checkout / "pyproject.toml").write_text("changed", encoding="utf-8")
+        assert git_commit() == commit == git(checkout, "rev-parse", "HEAD")
+    finally:
+        git_commit.cache_clear()
