@@ -17,7 +17,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import StochasticWeightAveraging, Timer
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils import deterministic
 
@@ -63,9 +62,9 @@ def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
     # it executes nothing.
     module.save_hyperparameters(config)
     callbacks, timer = _build_callbacks(cfg, config)
-    loggers = [_instantiate(f"logger.{name}", node) for name, node in cfg.logger.items() if node]
+    loggers = [build_part(f"logger.{name}", node) for name, node in cfg.logger.items() if node]
     with quiet():
-        trainer = _instantiate(
+        trainer = build_part(
             "trainer",
             cfg.trainer,
             callbacks=callbacks,
@@ -81,7 +80,7 @@ def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
 
 def _build_callbacks(cfg: DictConfig, config: dict[str, Any]) -> tuple[list[L.Callback], Timer]:
     """Build the callbacks in the order in which they must be called, and the one of them that times the run."""
-    named = {name: _instantiate(f"callbacks.{name}", node) for name, node in cfg.callbacks.items() if node}
+    named = {name: build_part(f"callbacks.{name}", node) for name, node in cfg.callbacks.items() if node}
     for name, callback in named.items():
         key = f"callbacks.{name}"
         configuration.check_mode(key, getattr(callback, "monitor", None), getattr(callback, "mode", None))
@@ -123,13 +122,13 @@ def preflight(cfg: DictConfig) -> tuple[dict[str, Any], MNISTDataModule, Classif
     """
     config = check(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    augmentation = _instantiate("augmentation", cfg.augmentation) if "_target_" in (cfg.augmentation or {}) else None
-    datamodule: MNISTDataModule = _instantiate("data", cfg.data, augmentation=augmentation)
+    augmentation = build_part("augmentation", cfg.augmentation) if "_target_" in (cfg.augmentation or {}) else None
+    datamodule: MNISTDataModule = build_part("data", cfg.data, augmentation=augmentation)
     module = Classifier(
-        model=_instantiate("model", cfg.model),
-        loss=_instantiate("loss", cfg.loss),
-        optimizer=_instantiate("optimizer", cfg.optimizer),
-        scheduler=_instantiate("scheduler", cfg.scheduler) if "_target_" in (cfg.scheduler or {}) else None,
+        model=build_part("model", cfg.model),
+        loss=build_part("loss", cfg.loss),
+        optimizer=build_part("optimizer", cfg.optimizer),
+        scheduler=build_part("scheduler", cfg.scheduler) if "_target_" in (cfg.scheduler or {}) else None,
         num_classes=len(datamodule.class_names),
     )
     _check_optimizer_and_scheduler(module)
@@ -138,89 +137,6 @@ def preflight(cfg: DictConfig) -> tuple[dict[str, Any], MNISTDataModule, Classif
         _check_shapes(module, len(datamodule.class_names))
     module.train()
     return config, datamodule, module
-
-
-def restore(config: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> Classifier:
-    """Build the module of a configuration that came from a checkpoint: for evaluation, it has no optimiser of its own.
-
-    Such a file may come from anywhere, so what it names is built only if it is a network or loss of torch.nn, of
-    this package or of the `trusted` ones. Raises UserError for anything else.
-    """
-    parts = _vetted({key: config[key] for key in ("model", "loss")}, trusted)
-    return Classifier(
-        model=_instantiate("model", OmegaConf.create(parts["model"])),
-        loss=_instantiate("loss", OmegaConf.create(parts["loss"])),
-        optimizer=torch.optim.SGD,
-        scheduler=None,
-        num_classes=len(config["data"]["class_names"]),
-    )
-
-
-def restore_data(
-    own: Mapping[str, Any], named: Mapping[str, Any] | None = None, *, trusted: Sequence[str] = ()
-) -> MNISTDataModule:
-    """Build the data set that the user's group `data` names, else the checkpoint's own, vetted as in `restore`.
-
-    Where `named` names no data set, it only changes values of the network's `own`. In both cases, images are normalised
-    by the mean and std of the network's own data set, which are a part of what was trained (see `Predictor`): with
-    statistics of the new images it would be another network, one that has seen its test. Raises UserError as `restore`
-    and `build` do.
-    """
-    named = named or {}
-    if "_target_" in named:
-        node = {**named, "mean": own["mean"], "std": own["std"]}
-        check_arguments("data", _locate("data", node["_target_"]), node)
-    else:
-        node = _vetted({"data": {**own, **named} if isinstance(own, Mapping) else own}, trusted)["data"]
-    datamodule: MNISTDataModule = _instantiate("data", OmegaConf.create(node))
-    return datamodule
-
-
-def _vetted(parts: Mapping[str, Any], trusted: Sequence[str]) -> dict[str, Any]:
-    """Return the parts of a checkpoint's configuration if they name only what may be built."""
-    roots = ("torch.nn", "mnist_lit", *trusted)
-    vetted = dict(parts)
-    for key, node in vetted.items():
-        # OmegaConf would read text as YAML, and build what that names.
-        if not (isinstance(node, dict) and "_target_" in node):
-            raise UserError(f"{key}: the checkpoint's configuration names no class here; use one of mnist_lit.train")
-    _check_plain("", vetted)
-    for key, node in _targets(vetted):
-        target = str(node["_target_"])
-        found = _locate(key, target) if _is_within(target, roots) else None
-        # Check where it is defined, too: a dotted path may reach what a module merely imports.
-        is_part = isinstance(found, type) and issubclass(found, nn.Module | L.LightningDataModule)
-        is_trusted = is_part or (_is_within(target, trusted) and callable(found))
-        if not (is_trusted and _is_within(str(found.__module__), roots)):
-            package = target.split(".")[0]
-            hint = f"if you trust it and know its package, add trusted=[{package}]"
-            if package == "torch":  # all of which is too much to trust
-                hint = "for a function, write a class of your own, torch.nn.Module, that calls it"
-            raise UserError(
-                f"{key}._target_={target}: the checkpoint wants to build what is no network, loss or data set from "
-                f"{', '.join(roots)}; {hint}"
-            )
-    for key, node in _targets(vetted):
-        check_arguments(key, _locate(key, node["_target_"]), node)
-    return vetted
-
-
-def _check_plain(key: str, node: Any) -> None:
-    """Raise UserError unless all is dictionaries, lists, text, numbers, booleans and None, with nothing to resolve."""
-    is_group = type(node) is dict and all(type(name) is str for name in node)
-    if is_group or type(node) is list:
-        for name, child in node.items() if is_group else enumerate(node):
-            _check_plain(f"{key}.{name}" if key else str(name), child)
-        return
-    # Saved configurations are fully resolved; an interpolation left in one could read this machine's environment.
-    is_unresolved = isinstance(node, str) and ("${" in node or node == "???")
-    if is_unresolved or type(node) not in (str, int, float, bool, type(None)):
-        shown = " ".join(node.split()) if isinstance(node, str) else type(node).__name__
-        raise UserError(f"{key}={shown}: the checkpoint's configuration is not plain data; use one of mnist_lit.train")
-
-
-def _is_within(path: str, packages: Sequence[str]) -> bool:
-    return any(path == package or path.startswith(f"{package}.") for package in packages)
 
 
 def _check_optimizer_and_scheduler(module: Classifier) -> None:
@@ -276,12 +192,12 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     config = check_top_level(cfg)
     check_arguments("sweep", configuration.sweep, config["sweep"])
     if schedule := (config["scheduler"] or {}).get("_target_"):
-        found = _locate("scheduler", schedule)
+        found = locate("scheduler", schedule)
         if isinstance(found, type) and issubclass(found, LRScheduler):
             wrapped = "must be mnist_lit.module.Schedule, which wraps torch's; see conf/scheduler/cosine.yaml"
             raise UserError(f"scheduler._target_={schedule}: {wrapped}")
-    for key, node in _targets(config):
-        check_arguments(key, _locate(key, node["_target_"]), node, given=GIVEN.get(key, {}))
+    for key, node in targets(config):
+        check_arguments(key, locate(key, node["_target_"]), node, given=GIVEN.get(key, {}))
     configuration.check_together(config)
     return config
 
@@ -301,19 +217,20 @@ def check_keys(expected: Callable[..., Any], cfg: DictConfig) -> dict[str, Any]:
     return config
 
 
-def _targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+def targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield every node with a `_target_`, and its dotted key; lists are numbered from 0."""
     if isinstance(node, dict) and "_target_" in node:
         yield key, node
     children = node if isinstance(node, dict) else dict(enumerate(node)) if isinstance(node, list) else {}
     is_built_later = isinstance(node, dict) and node.get("_recursive_") is False
     for name, child in children.items():
-        for below, target in _targets(child, f"{key}.{name}" if key else str(name)):
+        for below, target in targets(child, f"{key}.{name}" if key else str(name)):
             # By whoever gets the node, with arguments of its own.
             yield below, target | ({"_partial_": True} if is_built_later else {})
 
 
-def _locate(key: str, target: str) -> Callable[..., Any]:
+def locate(key: str, target: str) -> Callable[..., Any]:
+    """Import what a `_target_` names; raises UserError, naming the key, if that cannot be done."""
     try:
         found: Callable[..., Any] = get_object(target)
     except Exception as error:  # whatever importing a user's module raises
@@ -321,7 +238,8 @@ def _locate(key: str, target: str) -> Callable[..., Any]:
     return found
 
 
-def _instantiate(key: str, node: DictConfig, **arguments: Any) -> Any:
+def build_part(key: str, node: Mapping[str, Any] | DictConfig, **arguments: Any) -> Any:
+    """Build what a node names, with `arguments` besides its own; raises UserError, naming the key, if it cannot be."""
     # Plain lists, not OmegaConf's: an optimiser keeps what it is given in every checkpoint.
     convert = node.get("_convert_", "all")
     if not arguments:

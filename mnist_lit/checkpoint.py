@@ -12,11 +12,11 @@ import torch
 import typeguard
 from torch import Tensor
 
-from mnist_lit import build
 from mnist_lit.errors import UserError, in_one_line
 from mnist_lit.loss import probabilities
 from mnist_lit.module import Classifier
 from mnist_lit.predictor import Predictor
+from mnist_lit.trust import restore
 
 ALL_ITEMS = typeguard.CollectionCheckStrategy.ALL_ITEMS
 # What a checkpoint must hold; checked once, here.
@@ -52,7 +52,7 @@ class Checkpoint:
         `trusted` names packages, beside torch.nn and mnist_lit, whose classes it may be built from.
         Raises UserError for other classes, and for weights that do not fit.
         """
-        module = build.restore(self.config, trusted=trusted)
+        module = restore(self.config, trusted=trusted)
         try:
             module.load_state_dict(self.state_dict)
         except RuntimeError as error:

@@ -33,9 +33,9 @@ def score(
     run_dir: str,
 ) -> None:
     """Score the checkpoint, print a table, and leave numbers and pictures in `run_dir`."""
-    from mnist_lit.build import restore_data
     from mnist_lit.checkpoint import read_checkpoint
     from mnist_lit.evaluation import Evaluation, build_scorer, check_classes, check_held_out, predict_split
+    from mnist_lit.trust import restore_data
 
     checkpoint = read_checkpoint(ckpt)
     module = checkpoint.classifier(trusted=trusted)

@@ -40,8 +40,8 @@ def write(
     leaves no file, if it gave other answers.
     """
     from mnist_lit import formats
-    from mnist_lit.build import restore_data
     from mnist_lit.checkpoint import read_checkpoint
+    from mnist_lit.trust import restore_data
 
     file_format = formats.find_format(format)
     checkpoint = read_checkpoint(ckpt)

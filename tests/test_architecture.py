@@ -43,7 +43,7 @@ def reach(module: str, packages: tuple[str, ...]) -> list[str]:
 def test_there_is_something_to_check() -> None:
     assert {"train", "build", "cli", "model", "module", "data.sources", "callbacks.progress"} <= MODULES.keys()
     assert "train" in STARTED
-    assert "mnist_lit.build" in reached("checkpoint")
+    assert "mnist_lit.build" in reached("trust")
     assert "mnist_lit.sweep.ledger" in reached("hydra_plugins.mnist_lit_sweeper")
     assert "hydra.utils.instantiate" in reach("build", ("hydra",))
 
@@ -63,7 +63,7 @@ def test_nobody_imports_an_entry_point_or_a_plugin(module: str) -> None:
     assert reached(module) & ({f"mnist_lit.{name}" for name in ENTRY_POINTS} | PLUGINS.keys()) == set()
 
 
-@pytest.mark.parametrize("module", sorted(ALL.keys() - ENTRY_POINTS - {"__init__", "checkpoint"}))
+@pytest.mark.parametrize("module", sorted(ALL.keys() - ENTRY_POINTS - {"__init__", "trust"}))
 def test_leaf_is_built_and_builds_nothing(module: str) -> None:
     assert "mnist_lit.build" not in reached(module)
 
@@ -79,7 +79,9 @@ def test_leaf_is_built_and_builds_nothing(module: str) -> None:
         ("data.idx", {"mnist_lit.errors"}),
         ("data.dataset", set()),
         ("data.augmentation", set()),
-        ("data.photo", {"mnist_lit.errors"}),
+        ("data.ink", {"mnist_lit.errors"}),
+        ("data.sheet", {"mnist_lit.data.ink"}),
+        ("data.photo", {"mnist_lit.errors", "mnist_lit.data.ink", "mnist_lit.data.sheet"}),
         ("data.album", {"mnist_lit.errors", "mnist_lit.data"}),
         ("data.sources", {"mnist_lit.errors", "mnist_lit.data.idx"}),
         ("module", {"mnist_lit.errors", "mnist_lit.data.dataset"}),

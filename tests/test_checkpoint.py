@@ -17,7 +17,7 @@ import torch
 from conftest import Trained
 from torch import nn
 
-from mnist_lit import build, load_model
+from mnist_lit import load_model, trust
 from mnist_lit.checkpoint import read_checkpoint
 from mnist_lit.data.idx import read_idx
 from mnist_lit.data.sources import SAMPLE_DIR, TEST_IMAGES, TEST_LABELS
@@ -131,21 +131,21 @@ def test_text_is_never_read_as_a_configuration(run_dir: Path, plant: Plant, tmp_
     config = read_checkpoint(run_dir).config
     for part in ("model", "loss"):
         with pytest.raises(UserError, match=rf"^{part}: .*names no class"):
-            build.restore(config | {part: text})
+            trust.restore(config | {part: text})
     for node in (text, [text], {"root": text}):
         with pytest.raises(UserError, match=r"^data: .*names no class"):
-            build.restore_data(node)  # type: ignore[arg-type]
+            trust.restore_data(node)  # type: ignore[arg-type]
     for part in ("model", "loss", "data"):
         with pytest.raises(UserError):
             load_model(plant({part: text}))
     # Deeper it stays text, whether the class takes it or refuses it.
     for hidden in (text, [text], {"y": text}, {"y": [{"z": text}]}):
-        model = build.restore(config | {"model": {"_target_": "torch.nn.Identity", "x": hidden}}).model
+        model = trust.restore(config | {"model": {"_target_": "torch.nn.Identity", "x": hidden}}).model
         assert isinstance(model, nn.Identity)
         with pytest.raises(UserError):
-            build.restore(config | {"model": {"_target_": "torch.nn.Sequential", "_args_": [hidden]}})
+            trust.restore(config | {"model": {"_target_": "torch.nn.Sequential", "_args_": [hidden]}})
         with pytest.raises(UserError):
-            build.restore_data(config["data"] | {"augmentation": hidden, "name": hidden})
+            trust.restore_data(config["data"] | {"augmentation": hidden, "name": hidden})
     assert not (tmp_path / "executed").exists()
 
 
@@ -154,7 +154,7 @@ def test_a_configuration_holds_plain_data_only(run_dir: Path, value: Any) -> Non
     config = read_checkpoint(run_dir).config
     for hidden in (value, [value], {"y": value}):
         with pytest.raises(UserError, match=r"^model\.x.*not plain data"):
-            build.restore(config | {"model": {"_target_": "torch.nn.Identity", "x": hidden}})
+            trust.restore(config | {"model": {"_target_": "torch.nn.Identity", "x": hidden}})
 
 
 def test_a_configuration_is_not_resolved_again(plant: Plant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

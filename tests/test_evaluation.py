@@ -8,10 +8,10 @@ import pytest
 import torch
 from conftest import Trained
 
-from mnist_lit.build import restore_data
 from mnist_lit.checkpoint import read_checkpoint
 from mnist_lit.errors import UserError
 from mnist_lit.evaluation import Evaluation, Predictions, build_scorer, check_classes, predict_split
+from mnist_lit.trust import restore_data
 
 
 def predictions(labels: list[int], predicted: list[int], confidences: list[float]) -> Predictions:

@@ -7,14 +7,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 from scipy import ndimage
-from scipy.spatial import ConvexHull
 
+from mnist_lit.data.ink import BLANK, MIN_CONTRAST, Ink, Mask, longest_side, tell_ink
+from mnist_lit.data.sheet import cut_out_sheet
 from mnist_lit.errors import UserError
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-Ink = np.ndarray[Any, np.dtype[np.float32]]
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
-Labels = np.ndarray[Any, np.dtype[np.signedinteger[Any]]]
 
 # The picture, the box that the digit is scaled to fit, and the pixel that its centre of mass is moved to: "The
 # MNIST database of handwritten digits" (Y. LeCun, C. Cortes, C. Burges), and section III.A of LeCun et al. 1998,
@@ -24,24 +22,9 @@ SIZE, BOX, CENTRE, OFF_CENTRE = 28, 20, 14, 0.52
 
 # Larger pictures are reduced until their longer side is below twice this: a digit that fills a tenth still has 25.
 MAX_SIDE = 256
-# Ink and paper that differ by less, of 255, are one blank page.
-MIN_CONTRAST = 32
-BLANK = "blank: no ink that stands out from the paper"
-# The paper is estimated on a picture of this longer side; for paper darker than this, contrast is raised no further.
-PAPER_SIDE, DARKEST_PAPER = 64, 64
 # In shares of the longest stroke's and digit's side: strokes that lie closer are one digit, smaller marks are specks.
 # Of 100 pairs of test digits, 75 were refused 2 pixels apart (of 20), and all 3 pixels apart; of 100 single ones none.
 GAP, SPECK = 0.06, 0.3
-# A sheet's shares of its convex hull and of the smallest rectangle around it: 0.96 and 0.88 were the least of sheets
-# turned by 0 to 45 degrees, seen from aside or cut off by the picture's edge. Ellipses, such as a filled "0", have
-# 0.79 of their rectangle, and the fattest "5" and "8" of DejaVu's fonts, outlined, 0.87.
-SOLID, RECTANGULAR = 0.95, 0.88
-# What a sheet has room for, in widths of its strokes: 1.6 at the least with the thickest MNIST digits, their 4 pixels
-# of margin around them. A bar is less wide than a loop: "0" and "8" of a seven-segment display stay digits until their
-# strokes are wider than a third of them.
-ROOM = 1.5
-# In shares of the sheet's longer side: what is smaller is no digit.
-SMALLEST_INK = 0.1
 # In shares of the square of the digit's longer side, and of the picture's edge: a mark that covers more of them is a
 # sheet, or a desk or frame all around, that was not told as such. A round sheet covers 0.68, one MNIST digit in 1,000
 # more than 0.6.
@@ -100,7 +83,7 @@ def prepare(pixels: Pixels) -> Pixels:
     for light_on_dark in (grey, 255 - grey):
         if is_prepared(light_on_dark):
             return light_on_dark
-    return _centred(_scaled(_only_digit(*_ink(_sheet(grey.astype(np.float32))))))
+    return _centred(_scaled(_only_digit(*tell_ink(cut_out_sheet(grey.astype(np.float32))))))
 
 
 def as_whole(pixels: Pixels) -> Pixels:
@@ -153,127 +136,17 @@ def _grey(pixels: Pixels) -> Pixels:
     return np.asarray((alpha * grey + (1 - alpha) * background).round(), dtype=np.uint8)
 
 
-def _sheet(grey: Ink) -> Ink:
-    """Cut out the sheet that the digit is on: grey values float32 [H, W], or [h, w] where something lies around it.
-
-    Corners of these that are not of the sheet repeat what is next to them.
-    """
-    small = _small(grey)
-    for light in (small, 255 - small):
-        # Of ink on the sheet nothing is left; the desk, which runs out of the picture, remains.
-        filled = _filled(light)
-        bright = filled > otsu_threshold(filled)
-        if not bright.any() or bright.all():
-            continue
-        marks, _ = ndimage.label(bright)
-        sheet = marks == np.bincount(marks[bright]).argmax()
-        inside = ndimage.binary_erosion(sheet, iterations=2, border_value=1)  # without the blurred edge
-        if _is_sheet(sheet, inside, filled, filled - light):
-            inside = np.asarray(Image.fromarray(inside).resize(grey.shape[::-1]))
-            box = ndimage.find_objects(inside.astype(int))[0]
-            nearest = ndimage.distance_transform_edt(~inside[box], return_distances=False, return_indices=True)
-            return np.asarray(grey[box][tuple(nearest)])
-    return grey
-
-
-def _filled(light: Ink) -> Ink:
-    """Raise every hollow to where it would run over, as water does, and at last out of the picture."""
-    level = np.full_like(light, 255)
-    while True:
-        lower = np.maximum(light, ndimage.minimum_filter(level, 3, mode="constant", cval=0))
-        if (lower == level).all():
-            return level
-        level = lower
-
-
-def _is_sheet(sheet: Mask, inside: Mask, filled: Ink, depth: Ink) -> bool:
-    """Say whether a light area [H, W] is a sheet with a digit on it: `depth` is that of its ink, `filled` without."""
-    if not inside.any():
-        return False
-    # It ends at a step: evenly lit from one side, paper has none.
-    around = ndimage.binary_dilation(sheet, iterations=2) & ~sheet
-    if np.median(filled[sheet & ~inside]) - np.median(filled[around]) < MIN_CONTRAST / 2:
-        return False
-    area = np.count_nonzero(sheet)
-    # Of each pixel the middles of its sides, so that turned areas are as large as they were.
-    hull = ConvexHull(np.concatenate([np.argwhere(sheet) + half for half in np.vstack([np.eye(2), -np.eye(2)]) / 2]))
-    angles = np.radians(np.arange(0, 180, 3))
-    widths = np.ptp(hull.points[hull.vertices] @ [np.cos(angles), np.sin(angles)], axis=0)
-    if area < max(SOLID * hull.volume, RECTANGULAR * (widths[:30] * widths[30:]).min()):
-        return False
-    deepest = depth[inside].max()
-    ink = depth > deepest / 2
-    # What crosses its edge is cut by a shadow's, not by the sheet's.
-    if deepest < MIN_CONTRAST / 2 or (ink & sheet & ~inside).any():
-        return False
-    ink &= inside
-    if _longest_side(ink.astype(int))[0] < SMALLEST_INK * _longest_side(sheet.astype(int))[0]:
-        return False
-    # Between strokes that are lighter still, the "ink" is what they enclose.
-    above = np.where(inside, filled, 255)
-    if (above - ndimage.grey_opening(above, (PAPER_SIDE // 6, PAPER_SIDE // 6), mode="nearest")).max() > 0.9 * deepest:
-        return False
-    room, stroke = (ndimage.distance_transform_edt(np.pad(part, 1)).max() for part in (inside & ~ink, ink))
-    return bool(room > ROOM * stroke)
-
-
-def _small(grey: Ink) -> Ink:
-    """Shrink a picture: paper is smooth, so a small one tells it."""
-    return np.asarray(Image.fromarray(grey).resize(_within(grey.shape, PAPER_SIDE), Image.Resampling.BOX))
-
-
-def _ink(grey: Ink) -> tuple[Ink, Mask]:
-    """Tell ink from paper: how much of it is in each pixel, float32 [H, W] from 0 to 1, and where it surely is.
-
-    Raises UserError if there is none.
-    """
-    small = _small(grey)
-    side = max(min(small.shape) // 2, 3)
-    # Strokes are narrow, so they stand out farther than what lies between them; the edge of a shadow does not.
-    away = small - ndimage.gaussian_filter(small, min(small.shape) / 3, mode="nearest")
-    if is_dark := bool((away**3).sum() < 0):
-        grey, small = 255 - grey, 255 - small
-    # What is left of it when everything narrower than half the picture is taken away (a top-hat transform).
-    opened = ndimage.grey_opening(small, size=(side, side), mode="nearest")
-    paper = np.asarray(Image.fromarray(opened).resize(grey.shape[::-1], Image.Resampling.BILINEAR))
-    above = np.maximum(grey - paper, 0)
-    if is_dark:  # ink takes away a share of the light, less of it in a shadow
-        above *= 255 / np.maximum(255 - paper, DARKEST_PAPER)
-    threshold = otsu_threshold(above)
-    mask = above > threshold
-    if not mask.any():
-        raise UserError(BLANK)
-    level = np.median(above[~mask])
-    noise = 1.4826 * np.median(np.abs(above[~mask] - level))  # the standard deviation, if it is normal
-    top = np.percentile(above[mask], 75)
-    if top - level < max(MIN_CONTRAST, 8 * noise):
-        raise UserError(BLANK)
-    low = level + 3 * noise
-    return np.clip((above - low) / (top - low), 0, 1), mask
-
-
-def otsu_threshold(values: Ink) -> float:
-    """Return the level that parts values of 0 to 255 into the two classes that differ most (Otsu 1979)."""
-    counts, edges = np.histogram(values, bins=256, range=(0, 256))
-    below = counts.cumsum()
-    above = below[-1] - below
-    total = (counts * np.arange(256)).cumsum()
-    with np.errstate(invalid="ignore", divide="ignore"):
-        between = below * above * (total / below - (total[-1] - total) / above) ** 2
-    return float(edges[np.nan_to_num(between).argmax() + 1])
-
-
 def _only_digit(ink: Ink, mask: Mask) -> Ink:
     """Cut out the one digit: ink [H, W], nothing else in it.
 
     Raises UserError if there are several, or something else instead.
     """
     marks, _ = ndimage.label(mask, structure=np.ones((3, 3)))
-    reach = max(round(GAP * _longest_side(marks).max()), 1)
+    reach = max(round(GAP * longest_side(marks).max()), 1)
     # Strokes of one digit may stop short of each other.
     groups, _ = ndimage.label(ndimage.maximum_filter(mask, size=2 * reach + 1))
     groups *= mask
-    sides = _longest_side(groups)
+    sides = longest_side(groups)
     is_digit = sides >= SPECK * sides.max()
     if is_digit.sum() > 1:  # a table's edge or a shadow runs out of the picture
         inside = is_digit & ~np.isin(np.arange(1, len(sides) + 1), _edge(groups))
@@ -307,24 +180,12 @@ def _edge(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
 
 
-def _longest_side(labels: Labels) -> Labels:
-    """Return the longer side of the box around each label from 1 on."""
-    found = ndimage.find_objects(labels)
-    return np.array([max(side.stop - side.start for side in box) for box in found])
-
-
 def _scaled(ink: Ink) -> Ink:
     rows, columns = (np.flatnonzero((ink > EDGE).any(axis=axis)) for axis in (1, 0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     scale = BOX / max(ink.shape)
     height, width = (max(round(side * scale), 1) for side in ink.shape)
     return np.asarray(Image.fromarray(ink).resize((width, height), Image.Resampling.BOX))
-
-
-def _within(shape: tuple[int, ...], longest: int) -> tuple[int, int]:
-    """Return the size (width, height) of a picture [H, W] shrunk until no side is longer."""
-    scale = min(longest / max(shape), 1)
-    return max(round(shape[1] * scale), 1), max(round(shape[0] * scale), 1)
 
 
 def _centred(ink: Ink) -> Pixels:
