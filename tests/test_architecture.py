@@ -80,7 +80,7 @@ def test_leaf_is_built_and_builds_nothing(module: str) -> None:
         ("data.dataset", set()),
         ("data.augmentation", set()),
         ("data.ink", {"mnist_lit.errors"}),
-        ("data.sheet", {"mnist_lit.data.ink"}),
+        ("data.sheet", {"mnist_lit.data.ink", "mnist_lit.errors"}),
         ("data.photo", {"mnist_lit.errors", "mnist_lit.data.ink", "mnist_lit.data.sheet"}),
         ("data.album", {"mnist_lit.errors", "mnist_lit.data"}),
         ("data.sources", {"mnist_lit.errors", "mnist_lit.data.idx"}),

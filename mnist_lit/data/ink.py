@@ -71,3 +71,8 @@ def longest_side(labels: Labels) -> Labels:
     """Return the longer side of the box around each label from 1 on."""
     found = ndimage.find_objects(labels)
     return np.array([max(side.stop - side.start for side in box) for box in found])
+
+
+def edge_of(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the pixels along the edge of a picture [H, W], those in the corners twice."""
+    return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])

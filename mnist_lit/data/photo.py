@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from scipy import ndimage
 
-from mnist_lit.data.ink import BLANK, MIN_CONTRAST, Ink, Mask, longest_side, tell_ink
+from mnist_lit.data.ink import BLANK, MIN_CONTRAST, Ink, Mask, edge_of, longest_side, tell_ink
 from mnist_lit.data.sheet import cut_out_sheet
 from mnist_lit.errors import UserError
 
@@ -99,7 +99,7 @@ def as_whole(pixels: Pixels) -> Pixels:
         raise UserError(BLANK)
     if grey.shape == (SIZE, SIZE):
         return grey
-    if np.median(_edge(grey)) > 127:
+    if np.median(edge_of(grey)) > 127:
         grey = 255 - grey
     height, width = (max(round(side * SIZE / max(grey.shape)), 1) for side in grey.shape)
     top, left = (SIZE - height) // 2, (SIZE - width) // 2
@@ -149,7 +149,7 @@ def _only_digit(ink: Ink, mask: Mask) -> Ink:
     sides = longest_side(groups)
     is_digit = sides >= SPECK * sides.max()
     if is_digit.sum() > 1:  # a table's edge or a shadow runs out of the picture
-        inside = is_digit & ~np.isin(np.arange(1, len(sides) + 1), _edge(groups))
+        inside = is_digit & ~np.isin(np.arange(1, len(sides) + 1), edge_of(groups))
         is_digit = inside if inside.any() else is_digit
     if is_digit.sum() > 1:
         raise UserError(f"{is_digit.sum()} digits that lie apart: cut them into pictures of their own")
@@ -171,13 +171,8 @@ def _only_digit(ink: Ink, mask: Mask) -> Ink:
 
 def _check_strokes(digit: Mask, side: int) -> None:
     """Raise UserError for a mark [H, W], its longer side given, that is rather a sheet, a desk or a frame."""
-    if np.count_nonzero(digit) > MOST_INK * side**2 or _edge(digit).mean() > ALONG_EDGE:
+    if np.count_nonzero(digit) > MOST_INK * side**2 or edge_of(digit).mean() > ALONG_EDGE:
         raise UserError("a filled area or a frame where strokes should be: cut the picture to the digit and its paper")
-
-
-def _edge(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return the pixels along the edge of a picture [H, W], those in the corners twice."""
-    return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
 
 
 def _scaled(ink: Ink) -> Ink:

@@ -5,7 +5,8 @@ from PIL import Image
 from scipy import ndimage
 from scipy.spatial import ConvexHull
 
-from mnist_lit.data.ink import MIN_CONTRAST, PAPER_SIDE, Ink, Mask, longest_side, otsu_threshold, shrink
+from mnist_lit.data.ink import MIN_CONTRAST, PAPER_SIDE, Ink, Mask, edge_of, longest_side, otsu_threshold, shrink
+from mnist_lit.errors import UserError
 
 # A sheet's shares of its convex hull and of the smallest rectangle around it: 0.96 and 0.88 were the least of sheets
 # turned by 0 to 45 degrees, seen from aside or cut off by the picture's edge. Ellipses, such as a filled "0", have
@@ -17,12 +18,14 @@ SOLID, RECTANGULAR = 0.95, 0.88
 ROOM = 1.5
 # In shares of the sheet's longer side: what is smaller is no digit.
 SMALLEST_INK = 0.1
+# In shares of its length: a narrower rectangle without ink may be a "1".
+NARROWEST = 0.4
 
 
 def cut_out_sheet(grey: Ink) -> Ink:
     """Cut out the sheet that the digit is on: grey values float32 [H, W], or [h, w] where something lies around it.
 
-    Corners of these that are not of the sheet repeat what is next to them.
+    Corners of these that are not of the sheet repeat what is next to them. Raises UserError for a sheet without ink.
     """
     small = shrink(grey)
     for light in (small, 255 - small):
@@ -34,7 +37,17 @@ def cut_out_sheet(grey: Ink) -> Ink:
         marks, _ = ndimage.label(bright)
         sheet = marks == np.bincount(marks[bright]).argmax()
         inside = ndimage.binary_erosion(sheet, iterations=2, border_value=1)  # without the blurred edge
-        if _is_sheet(sheet, inside, filled, filled - light):
+        if not inside.any() or not _ends_at_a_step(sheet, inside, filled):
+            continue
+        solid, rectangular, width = _shape(sheet)
+        if rectangular < RECTANGULAR:
+            continue
+        depth = filled - light
+        is_blank = depth[inside].max() < MIN_CONTRAST / 2
+        # What runs along the picture's edge may be all that a digit leaves of it.
+        if is_blank and width >= NARROWEST and edge_of(sheet).mean() < 0.5:
+            raise UserError("a blank sheet or a filled area: no ink stands out from it")
+        if solid >= SOLID and _has_digit(sheet, inside, filled, depth):
             inside = np.asarray(Image.fromarray(inside).resize(grey.shape[::-1]))
             box = ndimage.find_objects(inside.astype(int))[0]
             nearest = ndimage.distance_transform_edt(~inside[box], return_distances=False, return_indices=True)
@@ -52,21 +65,29 @@ def _filled(light: Ink) -> Ink:
         level = lower
 
 
-def _is_sheet(sheet: Mask, inside: Mask, filled: Ink, depth: Ink) -> bool:
-    """Say whether a light area [H, W] is a sheet with a digit on it: `depth` is that of its ink, `filled` without."""
-    if not inside.any():
-        return False
-    # It ends at a step: evenly lit from one side, paper has none.
+def _ends_at_a_step(sheet: Mask, inside: Mask, filled: Ink) -> bool:
+    """Say whether it is lighter than what is around it: evenly lit from one side, paper has no such edge."""
     around = ndimage.binary_dilation(sheet, iterations=2) & ~sheet
-    if np.median(filled[sheet & ~inside]) - np.median(filled[around]) < MIN_CONTRAST / 2:
-        return False
-    area = np.count_nonzero(sheet)
+    return bool(np.median(filled[sheet & ~inside]) - np.median(filled[around]) >= MIN_CONTRAST / 2)
+
+
+def _shape(area: Mask) -> tuple[float, float, float]:
+    """Return an area's [H, W] shares of its convex hull and of the smallest rectangle around it, and how wide that is.
+
+    The rectangle may be turned by any angle; its width is in shares of its length.
+    """
     # Of each pixel the middles of its sides, so that turned areas are as large as they were.
-    hull = ConvexHull(np.concatenate([np.argwhere(sheet) + half for half in np.vstack([np.eye(2), -np.eye(2)]) / 2]))
+    hull = ConvexHull(np.concatenate([np.argwhere(area) + half for half in np.vstack([np.eye(2), -np.eye(2)]) / 2]))
     angles = np.radians(np.arange(0, 180, 3))
     widths = np.ptp(hull.points[hull.vertices] @ [np.cos(angles), np.sin(angles)], axis=0)
-    if area < max(SOLID * hull.volume, RECTANGULAR * (widths[:30] * widths[30:]).min()):
-        return False
+    sides = np.sort([widths[:30], widths[30:]], axis=0)
+    shorter, longer = sides[:, sides.prod(axis=0).argmin()]
+    size = np.count_nonzero(area)
+    return size / hull.volume, size / (shorter * longer), shorter / longer
+
+
+def _has_digit(sheet: Mask, inside: Mask, filled: Ink, depth: Ink) -> bool:
+    """Say whether a sheet [H, W] has a digit on it: `depth` is that of its ink, `filled` the sheet without."""
     deepest = depth[inside].max()
     ink = depth > deepest / 2
     # What crosses its edge is cut by a shadow's, not by the sheet's.

@@ -52,8 +52,8 @@ def test_a_digit_fills_the_box_and_its_mass_is_in_the_middle(font: str, size: in
 
 def test_aspect_is_kept() -> None:
     tall, wide = np.zeros((2, 300, 300), dtype=np.uint8)
-    tall[100:200, 100:140] = wide[100:140, 100:200] = 255
-    for image, shape in ((prepare(tall), (20, 8)), (prepare(wide), (8, 20))):
+    tall[100:200, 100:130] = wide[100:130, 100:200] = 255
+    for image, shape in ((prepare(tall), (20, 6)), (prepare(wide), (6, 20))):
         rows, columns = np.nonzero(image)
         assert [np.ptp(rows) + 1, np.ptp(columns) + 1] == list(shape)
 
@@ -199,6 +199,21 @@ def with_bars(digit: Pixels, width: int, *sides: str) -> Pixels:
 def test_what_lies_around_the_sheet_does_not_matter(scene: Callable[[Pixels], Pixels], digits: Pixels) -> None:
     # Blurred, and its faintest ink lost; the sheet taken for the digit differs by 60 and more.
     assert max(difference(prepare(scene(digit)), prepare(with_bars(digit, 0))) for digit in digits[:10]) < 20
+
+
+@pytest.mark.parametrize("turned", [0, 10, 30, 45])
+@pytest.mark.parametrize(("desk", "paper"), [(90, 215), (40, 240), (215, 60)])
+def test_a_sheet_without_ink_is_refused(desk: int, paper: int, turned: float) -> None:
+    blank = np.zeros((28, 28), dtype=np.uint8)
+    with pytest.raises(UserError, match="a blank sheet or a filled area"):
+        prepare(on_desk(blank, desk, paper=paper, turned=turned))
+
+
+@pytest.mark.parametrize("turned", [0, 10, 30])
+def test_a_bar_is_a_digit(turned: float) -> None:
+    one = Image.new("L", (300, 300), 0)
+    one.paste(255, (130, 60, 180, 240))
+    assert prepare(np.asarray(one.rotate(turned))).any()
 
 
 def test_round_sheet_is_refused_rather_than_read() -> None:
