@@ -27,9 +27,11 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss, one_hot
 from torch.utils.data import DataLoader, Subset
 
-from mnist_lit import cli
+from mnist_lit import composition, startup
 
-with cli.fast_imports():  # as `python -m mnist_lit.train` does, which keeps what imports make out of garbage collection
+with (
+    startup.fast_imports()
+):  # as `python -m mnist_lit.train` does, which keeps what imports make out of garbage collection
     from mnist_lit.build import build
     from mnist_lit.data import sources
     from mnist_lit.linear import Linear
@@ -42,8 +44,8 @@ NUM_EPOCHS = 3
 
 
 def experiment(*overrides: str) -> Run:
-    cli.register_resolvers()
-    with initialize_config_dir(str(cli.CONF_DIR), version_base="1.3"):
+    composition.register_resolvers()
+    with initialize_config_dir(str(composition.CONF_DIR), version_base="1.3"):
         cfg = compose("train", [f"run_dir={tempfile.mkdtemp()}", "callbacks.progress.always=true", *overrides])
     return build(cfg)
 

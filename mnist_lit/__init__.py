@@ -28,11 +28,11 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> "Run":
     `run_dir` is its folder, a new one below outputs/train if it is left out. Raises UserError for what the command
     line refuses. A loss that diverges raises nothing: see `run.result.status`.
     """
-    from mnist_lit import cli, run_folder
+    from mnist_lit import cli, run_folder, startup
     from mnist_lit.errors import UserError
     from mnist_lit.sweep import ledger
 
-    with cli.fast_imports(is_program=False):  # what else this process holds is the caller's
+    with startup.fast_imports(is_program=False):  # what else this process holds is the caller's
         from mnist_lit.build import build
     cfg = cli.compose("train", overrides)
     if cfg.resume is not None:
@@ -62,8 +62,8 @@ def load_model(path: str | Path, *, trusted: Sequence[str] = ()) -> "Predictor":
     packages, beside torch.nn and mnist_lit, whose classes the network may be built from. Raises UserError for
     a file that is missing, damaged, or would build anything else.
     """
-    from mnist_lit import cli
+    from mnist_lit import startup
 
-    with cli.fast_imports(is_program=False):  # what else this process holds is the caller's
+    with startup.fast_imports(is_program=False):  # what else this process holds is the caller's
         from mnist_lit.checkpoint import read_checkpoint
     return read_checkpoint(path).predictor(trusted=trusted)

@@ -1,6 +1,6 @@
 """From configuration to objects, checked before anything starts.
 
-Besides the entry points only this, `cli`, `run_folder` and `sweep.composition` know about Hydra's configuration; what
+Besides the entry points only this, `composition`, `cli`, `messages`, `startup` and `run_folder` know about Hydra; what
 is built here takes plain arguments.
 """
 

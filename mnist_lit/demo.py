@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from mnist_lit import cli
+from mnist_lit import cli, startup
 
 
 def main() -> None:
@@ -13,7 +13,7 @@ def main() -> None:
 def demo(cfg: DictConfig) -> None:
     """Check the configuration and serve; raises UserError for what the user can fix."""
     cli.require_checkpoint(cfg)
-    with cli.fast_imports():
+    with startup.fast_imports():
         from mnist_lit.build import check_keys
     serve(**check_keys(serve, cfg))
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig
 
-from mnist_lit import cli, run_folder
+from mnist_lit import cli, run_folder, startup
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def evaluate(cfg: DictConfig) -> None:
     """Check the configuration and score; raises UserError for what the user can fix, and then leaves no folder."""
     with run_folder.no_folder_left(Path(cfg.run_dir), log="evaluate.log"):
         cli.require_checkpoint(cfg)
-        with cli.fast_imports():
+        with startup.fast_imports():
             from mnist_lit.build import check_keys
         score(**check_keys(score, cfg))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from mnist_lit import cli
+from mnist_lit import cli, startup
 from mnist_lit.errors import UserError
 
 # What was written is compared with the network on so many.
@@ -21,7 +21,7 @@ def main() -> None:
 def export(cfg: DictConfig) -> None:
     """Check the configuration and write; raises UserError for what the user can fix."""
     cli.require_checkpoint(cfg)
-    with cli.fast_imports():
+    with startup.fast_imports():
         from mnist_lit.build import check_keys
     write(**check_keys(write, cfg))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from mnist_lit import cli, run_folder
+from mnist_lit import cli, run_folder, startup
 from mnist_lit.errors import UserError
 
 
@@ -20,7 +20,7 @@ def predict(cfg: DictConfig) -> None:
     with run_folder.no_folder_left(Path(cfg.run_dir), log="predict.log"):
         cli.require_checkpoint(cfg)
         cli.require(cfg, "images", "a picture, a folder or a glob")
-        with cli.fast_imports():
+        with startup.fast_imports():
             from mnist_lit.build import check_keys
         read(**check_keys(read, cfg))
 

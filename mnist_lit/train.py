@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_lit import cli, run_folder
+from mnist_lit import cli, messages, run_folder, startup
 from mnist_lit.errors import UserError
 from mnist_lit.result import FILE_NAME, Result, config_hash
 from mnist_lit.sweep import ledger
@@ -161,7 +161,7 @@ def _train_as_job(cfg: DictConfig) -> float | None:
                 _execute_job(cfg, job)
             finally:
                 gc.collect()  # a trainer and its callbacks form cycles of 5 MB
-            cli.freeze_once()
+            startup.freeze_once()
             if HydraConfig.get().launcher._target_.endswith("BasicLauncher"):  # the screen is not a worker's
                 print(ledger.progress_line(folder, run_dir.name), flush=True)
             result = ledger.read_result(run_dir)
@@ -179,7 +179,7 @@ def _execute_job(cfg: DictConfig, job: ledger.Job) -> None:
             run = _build(cfg)
             _execute(run, cfg, _checkpoint_of_job(run))
     except Exception as error:
-        cli.tell(error)
+        messages.tell(error)
         if run is None or run.result is None:
             with suppress(OSError):  # which may be what went wrong
                 _record_unstarted(cfg, job, error)
@@ -189,7 +189,7 @@ def _execute_job(cfg: DictConfig, job: ledger.Job) -> None:
 
 def _enter(cfg: DictConfig) -> ledger.Job:
     """Enter a job of a search, which decides on its jobs as it goes, into the ledger."""
-    with cli.fast_imports():
+    with startup.fast_imports():
         from mnist_lit.build import resolve
     run_dir = Path(cfg.run_dir)
     job = ledger.Job(run_dir.name, list(HydraConfig.get().overrides.task), config_hash(resolve(cfg)))
@@ -204,13 +204,13 @@ def _record_unstarted(cfg: DictConfig, job: ledger.Job, error: Exception) -> Non
         config_hash=job.config_hash,
         overrides=_job_overrides(),
         seed=cfg.seed,
-        error=cli.describe(error),
+        error=messages.describe(error),
     )
     result.write(Path(cfg.run_dir))
 
 
 def _build(cfg: DictConfig, known_overrides: Sequence[str] = ()) -> "Run":
-    with cli.fast_imports():
+    with startup.fast_imports():
         from mnist_lit.build import build, build_job
     if not HydraConfig.initialized():
         return build(cfg)

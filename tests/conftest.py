@@ -23,9 +23,9 @@ from typing import Any
 
 import pytest
 
-from mnist_lit import cli
+from mnist_lit import composition, startup
 
-with cli.fast_imports():  # as every command does
+with startup.fast_imports():  # as every command does
     import mnist_lit.build  # noqa: F401
 
 import numpy as np
@@ -134,7 +134,7 @@ def files(folder: Path) -> list[str]:
 def compose_config(run_dir: Path, *overrides: str, sample: bool = True) -> DictConfig:
     run_dir.mkdir(exist_ok=True)
     chosen = ["data=sample"] if sample else []
-    with initialize_config_dir(str(cli.CONF_DIR), version_base="1.3"):
+    with initialize_config_dir(str(composition.CONF_DIR), version_base="1.3"):
         return compose("train", [*chosen, f"run_dir={run_dir}", *overrides])
 
 
@@ -152,7 +152,7 @@ def _imports_are_no_garbage() -> None:
 @pytest.fixture(autouse=True)
 def _as_found() -> Iterator[None]:
     """Leave torch's, Hydra's and logging's global state, and the cache of data sets, as a new process has them."""
-    cli.register_resolvers()
+    composition.register_resolvers()
     yield
     torch.use_deterministic_algorithms(False)
     sources.load.cache_clear()
@@ -202,7 +202,7 @@ def train_run(tmp_path: Path) -> Train:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """One run of the defaults over the sample, three epochs of 16 steps, for all tests that only read it."""
-    cli.register_resolvers()
+    composition.register_resolvers()
     folder = tmp_path_factory.mktemp("trained") / "run"
     config = compose_config(folder)
     return Trained(folder=folder, config=config, score=train(config))
@@ -276,7 +276,7 @@ def rendered(
 @pytest.fixture(scope="module")
 def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     """A network that knows its digits: 9 of 10 in the sample's test set."""
-    cli.register_resolvers()
+    composition.register_resolvers()
     folder = tmp_path_factory.mktemp("trained") / "run"
     overrides = ["loss=cross_entropy", "optimizer.lr=0.1", "trainer.max_epochs=8"]
     train(compose_config(folder, *overrides, "callbacks.pictures=null", "logger=none"))

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mnist_lit.cli import PACKAGE
+from mnist_lit.composition import PACKAGE
 
 # What knows Hydra besides the entry points.
-KNOW_HYDRA = {"build", "cli", "run_folder", "sweep.composition"}
+KNOW_HYDRA = {"build", "cli", "composition", "messages", "run_folder", "startup"}
 VAGUE = {"util", "utils", "helper", "helpers", "common", "base", "misc", "lib", "tools", "core"}
 
 MODULES = {

@@ -9,7 +9,7 @@ from conftest import Compose, Main, assert_refused, compose_config
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_lit.build import build, check
-from mnist_lit.cli import CONF_DIR, register_resolvers
+from mnist_lit.composition import CONF_DIR, register_resolvers
 from mnist_lit.errors import UserError
 
 ON_SAMPLE: list[tuple[str, list[str]]] = [

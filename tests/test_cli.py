@@ -1,120 +1,20 @@
-import gc
 import os
 import re
 import subprocess
 import sys
-import weakref
 from argparse import Action, ArgumentParser
-from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Command, Main
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.hydra import Hydra
 from hydra.errors import HydraException, MissingConfigException
-from lightning_utilities.core import imports
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError
 
-from mnist_lit import __version__, cli, evaluate, run_folder, train
+from mnist_lit import __version__, evaluate, messages, run_folder, train
 from mnist_lit.callbacks.pictures import NAMES
 from mnist_lit.errors import DivergedError, UserError
-
-
-class Stopped(datetime):
-    @classmethod
-    def now(cls, tz: object = None) -> "Stopped":
-        return cls(2026, 11, 24, 10, 15, 30)
-
-
-def test_new_folder_is_named_by_date_and_time(tmp_path: Path) -> None:
-    folder = Path(run_folder.new_folder(str(tmp_path / "outputs" / "train")))
-    assert folder.is_dir()
-    assert re.fullmatch(r"outputs/train/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d", str(folder.relative_to(tmp_path)))
-
-
-def test_new_folder_goes_to_one_thread_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_folder, "datetime", Stopped)
-    with ThreadPoolExecutor(10) as pool:
-        folders = list(pool.map(run_folder.new_folder, [str(tmp_path)] * 10))
-    names = {"10-15-30", *(f"10-15-30-{n}" for n in range(2, 11))}
-    assert set(folders) == {str(tmp_path / "2026-11-24" / name) for name in names}
-    assert {path.name for path in (tmp_path / "2026-11-24").iterdir()} == names
-
-
-def test_new_folders_of_one_second_are_counted_from_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_folder, "datetime", Stopped)
-    names = [Path(run_folder.new_folder(str(tmp_path))).name for _ in range(3)]
-    assert names == ["10-15-30", "10-15-30-2", "10-15-30-3"]
-
-
-def test_new_folder_below_a_file_cannot_be_made(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(NotADirectoryError):
-        run_folder.new_folder(str(tmp_path / "file"))
-
-
-def test_fast_imports_collects_afterwards_only() -> None:
-    assert gc.isenabled()
-    with cli.fast_imports():
-        pass
-    assert gc.isenabled()
-
-
-def test_fast_imports_collects_after_an_error() -> None:
-    with pytest.raises(ImportError), cli.fast_imports():
-        raise ImportError
-    assert gc.isenabled()
-
-
-@pytest.mark.parametrize("is_enabled", [True, False])
-def test_fast_imports_leave_a_caller_its_collector(monkeypatch: pytest.MonkeyPatch, is_enabled: bool) -> None:
-    monkeypatch.delitem(sys.modules, "lightning")  # as in a new process
-    frozen = gc.get_freeze_count()
-    (gc.enable if is_enabled else gc.disable)()
-    try:
-        with cli.fast_imports(is_program=False):
-            assert not gc.isenabled()
-        assert gc.isenabled() == is_enabled
-    finally:
-        gc.enable()
-    assert gc.get_freeze_count() == frozen
-
-
-def test_fast_imports_hide_what_torchmetrics_would_import(monkeypatch: pytest.MonkeyPatch) -> None:
-    def seen() -> list[bool]:
-        caches = [imports.RequirementCache(name) for name in ("torchvision", "scipy", "matplotlib", "torch")]
-        return [*map(bool, caches), imports.package_available("scipy"), imports.package_available("torch")]
-
-    monkeypatch.delitem(sys.modules, "lightning")  # as in a new process
-    monkeypatch.setattr(gc, "freeze", lambda: None)
-    with cli.fast_imports():
-        assert seen() == [False, False, False, True, False, True]
-    assert seen() == [True] * 6
-    monkeypatch.delitem(sys.modules, "lightning", raising=False)
-    with cli.fast_imports(is_program=False):
-        assert seen() == [False, False, True, True, False, True]
-
-
-def test_runs_after_the_first_keep_no_garbage_for_good() -> None:
-    class Node:
-        itself: "Node"
-
-    node = Node()
-    node.itself = node
-    reference = weakref.ref(node)
-    gc.disable()  # a collection in between would hide what is tested
-    try:
-        del node
-        with cli.fast_imports():
-            pass
-    finally:
-        gc.enable()
-    gc.collect()
-    assert reference() is None
 
 
 @pytest.mark.parametrize(
@@ -129,7 +29,7 @@ def test_runs_after_the_first_keep_no_garbage_for_good() -> None:
     ],
 )
 def test_error_is_described_in_one_line(error: Exception, line: str) -> None:
-    assert cli.describe(error) == line
+    assert messages.describe(error) == line
 
 
 def test_unknown_key_is_described_with_the_known_ones() -> None:
@@ -139,7 +39,7 @@ def test_unknown_key_is_described_with_the_known_ones() -> None:
         config.optimizer.lrr = 1
     error = HydraException("Could not override")
     error.__cause__ = unknown.value
-    assert cli.describe(error) == "optimizer.lrr is not a key: there are lr, momentum; did you mean optimizer.lr?"
+    assert messages.describe(error) == "optimizer.lrr is not a key: there are lr, momentum; did you mean optimizer.lr?"
 
 
 def test_help_names_examples_and_options(command: Command) -> None:
@@ -171,55 +71,6 @@ def test_configuration_is_shown_with_all_values_resolved(main: Main) -> None:
     config = OmegaConf.create(shown.out)
     assert config.scheduler.scheduler.max_lr == 0.1
     assert config.callbacks.pictures.draw == list(NAMES)
-
-
-SETS_MODE = "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params: {seed: '0,1'}\n"
-LACKS_MODEL = "defaults:\n  - train\n  - override model: ???\n  - _self_\n"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "num_composed"),
-    [
-        ([], 1),
-        (["optimizer.lr=0.1", "experiment=tuned", "+trainer.min_epochs=1", "~scheduler", "hydra.job.num=3"], 1),
-        (["-m", "optimizer.lr=0.1,0.2", "optimizer=sgd,adam", "sweep.name=a"], 1),
-        (["--config-dir=own", "experiment=sets_mode"], 1),
-        (["--config-dir=own", "experiment=sets_mode", "hydra.mode=RUN"], 2),
-        (["-m", "hydra.mode=RUN", "seed=0,1"], 1),
-        (["seed=0,1"], 1),  # refused, as a single run
-        (["-m", "--config-dir=own", "--config-name=lacks_model"], 2),
-        (["--config-dir=own", "--config-name=lacks_model"], 2),
-    ],
-)
-def test_configuration_is_composed_as_by_hydra_but_once(
-    main: Main, monkeypatch: pytest.MonkeyPatch, arguments: list[str], num_composed: int
-) -> None:
-    Path("own/experiment").mkdir(parents=True)
-    Path("own/experiment/sets_mode.yaml").write_text(SETS_MODE)
-    Path("own/lacks_model.yaml").write_text(LACKS_MODEL)
-    composed: list[bool] = []
-    configs: list[str] = []
-    compose, load = Hydra.compose_config, ConfigLoaderImpl._load_configuration_impl
-
-    def count(loader: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
-        composed.append(True)
-        return load(loader, *args, **kwargs)
-
-    def keep(hydra: Hydra, *args: Any, **kwargs: Any) -> DictConfig:
-        cfg = compose(hydra, *args, **kwargs)
-        if kwargs.get("validate_sweep_overrides", True):
-            configs.append(OmegaConf.to_yaml(cfg))
-            raise SystemExit(0)
-        return cfg
-
-    monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", count)
-    monkeypatch.setattr(Hydra, "compose_config", keep)
-    ours = main(*arguments)
-    assert len(composed) == num_composed
-    monkeypatch.setattr(cli, "_Loader", ConfigLoaderImpl)
-    assert main(*arguments) == ours
-    assert configs[: len(configs) // 2] == configs[len(configs) // 2 :]
-    assert len(configs) == (0 if ours.code else 2)
 
 
 def test_parser_of_python_3_14_accepts_hydras_help_texts(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +125,7 @@ def test_pipe_that_is_not_stdout_breaks_loudly(main: Main, monkeypatch: pytest.M
         raise BrokenPipeError(32, "Broken pipe")
 
     monkeypatch.setattr(train, "_execute", broken)
-    monkeypatch.setattr(cli, "is_stdout_closed", lambda: False)
+    monkeypatch.setattr(messages, "is_stdout_closed", lambda: False)
     outcome = main("data=sample", "hydra.run.dir=run")
     assert (outcome.code, outcome.err) == (2, "error: [Errno 32] Broken pipe\n")
 

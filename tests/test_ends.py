@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.nn import functional
 
-from mnist_lit import cli
+from mnist_lit import cli, startup
 from mnist_lit.errors import UserError
 from mnist_lit.loss import OneHotMSE
 from mnist_lit.module import Classifier
@@ -116,7 +116,7 @@ def test_a_ctrl_c_ends_at_once_until_libraries_are_imported(
 
     def task(cfg: DictConfig) -> None:
         heard.append(signal.getsignal(signal.SIGINT))
-        with cli.fast_imports():
+        with startup.fast_imports():
             pass
         heard.append(signal.getsignal(signal.SIGINT))
 

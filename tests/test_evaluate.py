@@ -14,7 +14,7 @@ from conftest import Command, Main, Outcome, Trained, assert_refused, compose_co
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mnist_lit import cli
+from mnist_lit import composition
 from mnist_lit.data.idx import read_idx
 from mnist_lit.data.sources import FILES, SAMPLE_DIR, TEST_LABELS
 from mnist_lit.module import Classifier
@@ -33,7 +33,7 @@ CONFIGS = {
 
 @pytest.fixture(scope="module")
 def runs(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
-    cli.register_resolvers()
+    composition.register_resolvers()
     found = {"default": trained}
     for name, overrides in CONFIGS.items():
         folder = tmp_path_factory.mktemp("runs") / name

@@ -11,7 +11,7 @@ import torch
 from conftest import Command, Main, Trained, compose_config
 from torch import Tensor, nn
 
-from mnist_lit import cli, export, formats, load_model
+from mnist_lit import composition, export, formats, load_model
 from mnist_lit.data.idx import read_idx
 from mnist_lit.data.sources import SAMPLE_DIR, TEST_IMAGES
 from mnist_lit.errors import UserError
@@ -30,7 +30,7 @@ def digits() -> Tensor:
 @pytest.fixture(scope="module")
 def runs(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One run's folder for each way to make probabilities of logits; the second has dropout, too."""
-    cli.register_resolvers()
+    composition.register_resolvers()
     folder = tmp_path_factory.mktemp("cross_entropy") / "run"
     overrides = ["loss=cross_entropy", "model.dropout=0.5", "callbacks.pictures=null", "logger=none"]
     train(compose_config(folder, *overrides))

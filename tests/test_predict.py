@@ -13,7 +13,7 @@ from conftest import FONTS, Main, Trained, compose_config, rendered
 from matplotlib.image import imread
 from PIL import Image
 
-from mnist_lit import answers, cli
+from mnist_lit import answers, composition
 from mnist_lit.checkpoint import read_checkpoint
 from mnist_lit.data import album
 from mnist_lit.data.idx import read_idx
@@ -36,7 +36,7 @@ def digits() -> tuple[Pixels, list[str]]:
 @pytest.fixture(scope="module")
 def better(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     """A network that reads most digits."""
-    cli.register_resolvers()
+    composition.register_resolvers()
     folder = tmp_path_factory.mktemp("better") / "run"
     train(
         compose_config(

@@ -9,7 +9,7 @@ from conftest import Compose
 from omegaconf import OmegaConf
 
 from mnist_lit import build
-from mnist_lit.cli import CONF_DIR
+from mnist_lit.composition import CONF_DIR
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))

@@ -17,11 +17,11 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from mnist_lit import cli
+from mnist_lit import messages, startup
+from mnist_lit.composition import JobLoader
 from mnist_lit.errors import UserError
 from mnist_lit.result import config_hash, flatten
 from mnist_lit.sweep import ledger
-from mnist_lit.sweep.composition import JobLoader
 from mnist_lit.sweep.identity import job_name
 from mnist_lit.sweep.progress import ProgressLines
 from mnist_lit.sweep.workers import fork_from_one
@@ -55,7 +55,7 @@ class SweepCallback(Callback):
         try:
             self._prepare(config)
         except Exception as error:
-            cli.tell_and_exit(error)
+            messages.tell_and_exit(error)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Keep of a job only what it returned: Hydra would keep its configurations until the sweep's end."""
@@ -66,7 +66,7 @@ class SweepCallback(Callback):
         try:
             num_failed = self._sum_up(config)
         except Exception as error:
-            cli.tell_and_exit(error)
+            messages.tell_and_exit(error)
         if num_failed:
             sys.exit(1)
 
@@ -277,7 +277,7 @@ class Preflight:
 
         Raises UserError for a configuration that cannot work, naming the job.
         """
-        with cli.fast_imports():
+        with startup.fast_imports():
             from mnist_lit import build
 
         name = job_name(self.keys, overrides)

@@ -7,9 +7,9 @@ import sys
 
 from hydra.core.plugins import Plugins
 
-from mnist_lit import cli
+from mnist_lit import startup
 
-with cli.fast_imports():
+with startup.fast_imports():
     import torch.utils.tensorboard  # noqa: F401
 
     from mnist_lit import build, logger, loss, model  # noqa: F401

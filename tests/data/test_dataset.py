@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
-from mnist_lit.cli import PACKAGE
+from mnist_lit.composition import PACKAGE
 from mnist_lit.data.dataset import Batch, ImageDataset, ResumableLoader, stratified_indices
 from mnist_lit.data.idx import read_idx
 from mnist_lit.data.sources import SAMPLE_DIR, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS

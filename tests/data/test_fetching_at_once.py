@@ -16,7 +16,7 @@ from made_sources import (
     make_source,
 )
 
-from mnist_lit.cli import PACKAGE
+from mnist_lit.composition import PACKAGE
 from mnist_lit.data.sources import prepare
 
 PROCESS = """

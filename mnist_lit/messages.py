@@ -1,0 +1,125 @@
+"""Errors in the user's words, each in one line."""
+
+import difflib
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
+
+from mnist_lit.composition import CONF_DIR
+from mnist_lit.errors import UserError, in_one_line, is_stdout_closed
+from mnist_lit.result import flatten
+
+# Extras in pyproject.toml that install plugins for Hydra.
+EXTRAS = ("joblib", "optuna", "ray", "submitit")
+
+# How Hydra refuses a command line without naming the word that it means, by a ValueError or TypeError.
+UNNAMED = (
+    "Config group override must be",
+    "argument of type 'NoneType' is not",  # in a list of options
+    "The --resolve flag can only",
+    "Only one of --run, --multirun",
+)
+
+# Goes to the run folder's log only (conf/hydra/default.yaml).
+file_log = logging.getLogger("mnist_lit.file_only")
+
+
+def describe(error: BaseException) -> str:
+    """Return the error in one line, Hydra's and OmegaConf's put into the user's words."""
+    cause = error.__cause__
+    if isinstance(error, InterpolationResolutionError):
+        below = error.__context__
+        while below is not None:
+            if isinstance(below, UserError):  # of one of our resolvers
+                return in_one_line(below)
+            below = below.__context__
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
+        known = [str(key) for key in cause.parent_node if not str(key).startswith("_") and key != "hydra"]
+        new = f"; a new one needs a plus: +{cause.full_key}" if known and "." in str(cause.full_key) else ""
+        hint = _similar_key(cause) or new
+        return f"{cause.full_key} is not a key: there are {', '.join(known) or 'none'}{hint}"
+    if isinstance(error, OverrideParseException):
+        how = "write KEY=VALUE without spaces, in quotes where it has brackets: 'model.hidden_sizes=[256,64]'"
+        return f"{error.override}: cannot be read; {how}"
+    if isinstance(error, MissingConfigException) and "/" in str(error.missing_cfg_file):
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        if group in ("hydra/sweeper", "hydra/launcher") and (extra := option.split("_")[0]) in EXTRAS:
+            return f"{group}={option}: not installed; pip install 'mnist-lit[{extra}]'"
+        return _no_such_option(group, option, error.options)
+    told = str(error)
+    ambiguous = re.search(r"Ambiguous value for argument '(.+)'", told)
+    if several := ambiguous or re.search(r"Sweep parameters '(.+)' requires --multirun", told):
+        return f"{several[1]}: a single run takes one value; add -m for a sweep, or brackets for a list"
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return " ".join(str(cause if isinstance(cause, OmegaConfBaseException) else error).split())
+    if isinstance(error, OSError):
+        return f"{error.strerror}: {error.filename}" if error.filename else " ".join(str(error).split())
+    return in_one_line(error)
+
+
+def named(error: Exception, arguments: Sequence[str]) -> Exception:
+    """Return the error, or one that names the word of the command line that is meant, where Hydra's does not."""
+    if not str(error).startswith(UNNAMED):
+        return error
+    return UserError(_refused_option(arguments) or f"{' '.join(arguments)}: {error}")
+
+
+def _refused_option(arguments: Sequence[str]) -> str | None:
+    """Find the GROUP=OPTION whose option, or one in its list, is null, a truth value or a number."""
+    for argument in arguments:
+        group, _, options = argument.partition("=")
+        for option in options.strip("[]").split(",") if (CONF_DIR / group).is_dir() else []:
+            if re.fullmatch("null|true|false|[-+.0-9].*", option.strip().lower()):
+                return _no_such_option(group, option.strip())
+    return None
+
+
+def _no_such_option(group: str, option: str, options: Sequence[str] | None = None) -> str:
+    options = options or _options(group)  # Hydra gives none for a group that takes a list
+    close = difflib.get_close_matches(option.lower(), options, n=1)
+    hint = f"; did you mean {group}={close[0]}?" if close else ""
+    return f"{group}={option}: no such option, there are {', '.join(options)}{hint}"
+
+
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+
+
+def _similar_key(error: ConfigKeyError | ConfigAttributeError) -> str:
+    """Say which key was meant, wherever it is below the one that was asked: `optimizer.lr` for `lr`."""
+    plain: Any = OmegaConf.to_container(error.parent_node) if isinstance(error.parent_node, DictConfig) else {}
+    above = str(error.full_key).rpartition(".")[0]
+    by_last_part = {
+        key.rpartition(".")[2]: key for key, _ in flatten(plain) if not key.startswith(("hydra.", "sweep."))
+    }
+    by_last_part |= {str(key): str(key) for key in plain}
+    found = difflib.get_close_matches(str(error.full_key).rpartition(".")[2], by_last_part, n=1, cutoff=0.7)
+    return f"; did you mean {'.'.join(filter(None, [above, by_last_part[found[0]]]))}?" if found else ""
+
+
+def tell_and_exit(error: Exception) -> NoReturn:
+    """Print the error in one line and exit: with code 2 where the user can fix it, else with 1."""
+    sys.exit(tell(error))
+
+
+def tell(error: Exception) -> int:
+    """Print the error in one line, log it with its traceback where it is not the user's, return the exit code."""
+    if isinstance(error, BrokenPipeError) and is_stdout_closed():
+        return 128 + signal.SIGPIPE
+    is_users = isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError)
+    line = f"error: {describe(error)}"
+    if file_log.handlers:  # set up by Hydra once there is a run folder
+        file_log.error(line, exc_info=None if is_users else error)
+    for handler in [] if is_users else file_log.handlers:
+        if isinstance(handler, logging.FileHandler):
+            line += f" (where: {os.path.relpath(handler.baseFilename)})"
+    print(line, file=sys.stderr)
+    return 2 if is_users else 1

@@ -1,0 +1,96 @@
+"""What happens while libraries load: imports without what nobody needs, and a Ctrl-C that is heard."""
+
+import gc
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from unittest.mock import patch
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning_utilities.core import imports
+
+from mnist_lit import run_folder
+
+# What torchmetrics imports if it is there; see `fast_imports`. The last is for plots of metrics, as in a notebook.
+SLOW_TO_IMPORT = ("torchvision", "scipy", "matplotlib")
+
+
+@contextmanager
+def prompt_interrupts() -> Iterator[None]:
+    """Exit at once on a Ctrl-C, until `fast_imports` are done: libraries would swallow it or fail in odd ways."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _leave_at_once)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is _leave_at_once:
+            signal.signal(signal.SIGINT, before)
+
+
+def _leave_at_once(number: int, frame: object) -> None:
+    os.write(2, b"interrupted\n")
+    try:
+        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
+            run_folder.remove_unused(
+                Path(HydraConfig.get().runtime.output_dir), log=f"{HydraConfig.get().job.name}.log"
+            )
+    finally:  # whatever that ran into: Hydra may not have made the folder yet
+        os._exit(128 + number)
+
+
+@contextmanager
+def fast_imports(*, is_program: bool = True) -> Iterator[None]:
+    """Import torch and lightning without garbage collection, and without what nothing here uses.
+
+    The imports create half a million objects that all stay. Collecting garbage while they load takes 1.4 seconds, so
+    it waits, and in a program of ours they are left out of later collections, too. torchmetrics, which lightning
+    brings, spends 1.3 seconds on SciPy and torchvision, for metrics of sounds and images, so both are reported missing
+    meanwhile: a few of those metrics stay unavailable in this process. So does pyplot, in a program of ours.
+    """
+    if "lightning" in sys.modules:  # done before, as in every job of a sweep but the first
+        _hear_interrupts()
+        yield
+        return
+    has_requirement, has_package = imports.RequirementCache.__bool__, imports.package_available
+    hidden = SLOW_TO_IMPORT if is_program else SLOW_TO_IMPORT[:-1]
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        with (
+            patch.object(
+                imports.RequirementCache,
+                "__bool__",
+                lambda cache: cache.requirement not in hidden and has_requirement(cache),
+            ),
+            patch.object(imports, "package_available", lambda name: name not in hidden and has_package(name)),
+        ):
+            yield
+    finally:
+        if is_program:
+            gc.freeze()
+        if was_enabled:
+            gc.enable()
+        _hear_interrupts()
+
+
+def _hear_interrupts() -> None:
+    """Make Ctrl-C raise KeyboardInterrupt again: from here on, what runs ends in order by itself."""
+    if signal.getsignal(signal.SIGINT) is _leave_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@cache
+def freeze_once() -> None:
+    """Leave what the first job has imported out of later collections, each of which would take 10 to 40 ms longer.
+
+    Only once, so that the garbage of later jobs is still collected. It is not in the entry point, whose functions
+    launchers pickle by value, which fails for one with a cache.
+    """
+    gc.freeze()

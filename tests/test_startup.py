@@ -1,0 +1,70 @@
+"""Imports, and what they leave."""
+
+import gc
+import sys
+import weakref
+
+import pytest
+from lightning_utilities.core import imports
+
+from mnist_lit import startup
+
+
+def test_fast_imports_collects_afterwards_only() -> None:
+    assert gc.isenabled()
+    with startup.fast_imports():
+        pass
+    assert gc.isenabled()
+
+
+def test_fast_imports_collects_after_an_error() -> None:
+    with pytest.raises(ImportError), startup.fast_imports():
+        raise ImportError
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_fast_imports_leave_a_caller_its_collector(monkeypatch: pytest.MonkeyPatch, is_enabled: bool) -> None:
+    monkeypatch.delitem(sys.modules, "lightning")  # as in a new process
+    frozen = gc.get_freeze_count()
+    (gc.enable if is_enabled else gc.disable)()
+    try:
+        with startup.fast_imports(is_program=False):
+            assert not gc.isenabled()
+        assert gc.isenabled() == is_enabled
+    finally:
+        gc.enable()
+    assert gc.get_freeze_count() == frozen
+
+
+def test_fast_imports_hide_what_torchmetrics_would_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seen() -> list[bool]:
+        caches = [imports.RequirementCache(name) for name in ("torchvision", "scipy", "matplotlib", "torch")]
+        return [*map(bool, caches), imports.package_available("scipy"), imports.package_available("torch")]
+
+    monkeypatch.delitem(sys.modules, "lightning")  # as in a new process
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    with startup.fast_imports():
+        assert seen() == [False, False, False, True, False, True]
+    assert seen() == [True] * 6
+    monkeypatch.delitem(sys.modules, "lightning", raising=False)
+    with startup.fast_imports(is_program=False):
+        assert seen() == [False, False, True, True, False, True]
+
+
+def test_runs_after_the_first_keep_no_garbage_for_good() -> None:
+    class Node:
+        itself: "Node"
+
+    node = Node()
+    node.itself = node
+    reference = weakref.ref(node)
+    gc.disable()  # a collection in between would hide what is tested
+    try:
+        del node
+        with startup.fast_imports():
+            pass
+    finally:
+        gc.enable()
+    gc.collect()
+    assert reference() is None
