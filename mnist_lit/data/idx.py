@@ -51,6 +51,6 @@ def read_idx(path: Path, *, num_dims: int, md5: str | None) -> Tensor:
     if len(content) != expected_size:
         raise UserError(f"{path} is truncated or padded: {len(content):,} of {expected_size:,} bytes")
     if md5 and (found := hashlib.md5(content, usedforsecurity=False).hexdigest()) != md5:
-        raise UserError(f"{path} is altered: its MD5 is {found}, not {md5}")
+        raise UserError(f"{path} is altered: its MD5 is {found}, not {md5} (data.checksums)")
     # Sliced, since torch refuses an offset at the end: a file of no images.
     return torch.frombuffer(content, dtype=torch.uint8)[header_size:].reshape(shape)

@@ -18,8 +18,9 @@ SOLID, RECTANGULAR = 0.95, 0.88
 ROOM = 1.5
 # In shares of the sheet's longer side: what is smaller is no digit.
 SMALLEST_INK = 0.1
-# In shares of its length: a narrower rectangle without ink may be a "1".
-NARROWEST = 0.4
+# In shares of its length: a narrower rectangle without ink may be a "1". In grey values of the small picture: a deeper
+# mark may be a thin pen's.
+NARROWEST, DEEPEST_BLANK = 0.4, 5
 
 
 def cut_out_sheet(grey: Ink) -> Ink:
@@ -43,9 +44,9 @@ def cut_out_sheet(grey: Ink) -> Ink:
         if rectangular < RECTANGULAR:
             continue
         depth = filled - light
-        is_blank = depth[inside].max() < MIN_CONTRAST / 2
-        # What runs along the picture's edge may be all that a digit leaves of it.
-        if is_blank and width >= NARROWEST and edge_of(sheet).mean() < 0.5:
+        # The digit may lie beside a smaller one, and what runs along the picture's edge may be all that it leaves.
+        is_most = sheet.mean() > 0.5 > edge_of(sheet).mean()
+        if is_most and depth[inside].max() < DEEPEST_BLANK and width >= NARROWEST:
             raise UserError("a blank sheet or a filled area: no ink stands out from it")
         if solid >= SOLID and _has_digit(sheet, inside, filled, depth):
             inside = np.asarray(Image.fromarray(inside).resize(grey.shape[::-1]))

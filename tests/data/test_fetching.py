@@ -173,7 +173,9 @@ def test_damage_on_a_mirror_leads_to_the_next_source(tmp_path: Path, mirror: Mir
 
 
 def test_what_torchvision_accepts_is_still_held_against_our_checksums(tmp_path: Path, mirror: Mirror) -> None:
-    with pytest.raises(UserError, match=rf"\(mirrors: \S+/{TEST_LABELS} is altered: its MD5 is .*, not 123\)"):
+    with pytest.raises(
+        UserError, match=rf"\(mirrors: \S+/{TEST_LABELS} is altered: its MD5 is .*, not 123 \(data.checksums\)\)"
+    ):
         prepare(
             make_source(tmp_path / "root", fetch_from=("mirrors",), checksums=CHECKSUMS | {TEST_LABELS: "123"}),
             num_classes=10,

@@ -59,7 +59,7 @@ FLIPPED = _flip(CONTENT, 5000)
         (CONTENT + b"\0", "is truncated or padded: 392,017 of 392,016 bytes"),
         (CONTENT[:15], "is truncated: 15 bytes, the header alone takes 16"),
         (b"", "is truncated: 0 bytes, the header alone takes 16"),
-        (FLIPPED, f"is altered: its MD5 is {hashlib.md5(FLIPPED).hexdigest()}, not {MD5}"),
+        (FLIPPED, f"is altered: its MD5 is {hashlib.md5(FLIPPED).hexdigest()}, not {MD5} (data.checksums)"),
         (
             b"<html>Not here</html>",
             "is not an IDX file of 3 dimension(s): its magic number is 0x3c68746d, not 0x00000803",

@@ -212,8 +212,26 @@ def test_a_sheet_without_ink_is_refused(desk: int, paper: int, turned: float) ->
 @pytest.mark.parametrize("turned", [0, 10, 30])
 def test_a_bar_is_a_digit(turned: float) -> None:
     one = Image.new("L", (300, 300), 0)
-    one.paste(255, (130, 60, 180, 240))
+    one.paste(255, (90, 5, 200, 295))
     assert prepare(np.asarray(one.rotate(turned))).any()
+
+
+@pytest.mark.parametrize("place", [(0, 0, 110, 110), (0, 90, 60, 210), (0, 0, 40, 300), (0, 0, 110, 300)])
+@pytest.mark.parametrize("thing", [30, 255])
+def test_what_lies_beside_the_digit_is_not_taken_for_the_sheet(
+    place: tuple[int, int, int, int], thing: int, digits: Pixels
+) -> None:
+    photo = Image.new("L", (300, 300), 200)
+    digit = Image.fromarray(digits[0]).resize((140, 140), Image.Resampling.BICUBIC)
+    photo.paste(30, (130, 90), digit)
+    alone = prepare(np.asarray(photo))
+    photo.paste(thing, place)
+    assert difference(prepare(np.asarray(photo)), alone) < 12
+
+
+def test_faint_ink_on_a_sheet_is_ink(digits: Pixels) -> None:
+    faint = prepare(on_desk(digits[0], paper=215, ink=170))
+    assert difference(faint, prepare(on_desk(digits[0]))) < 12
 
 
 def test_round_sheet_is_refused_rather_than_read() -> None:
