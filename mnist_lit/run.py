@@ -13,11 +13,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Timer
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from mnist_lit.callbacks.interruption import Interruption
 from mnist_lit.data import MNISTDataModule
 from mnist_lit.errors import DivergedError, UserError, in_one_line
 from mnist_lit.logger import Csv, TensorBoard
 from mnist_lit.module import Classifier
-from mnist_lit.result import Result, Status, config_hash
+from mnist_lit.result import Result, Status, config_hash, git_commit
 
 
 @dataclass(kw_only=True, eq=False)
@@ -54,6 +55,7 @@ class Run:
         """
         status: Status = "failed"
         error: BaseException | None = None
+        git_commit()  # of the code that runs now; the result is written when it may have changed
         try:
             self._fit(resume_from)
             if test:
@@ -68,12 +70,12 @@ class Run:
             error = failure
             raise
         finally:
-            for logger in self.trainer.loggers:
-                if isinstance(logger, TensorBoard):
-                    logger.close()
             self.result = self._result(status, error)
             if self.trainer.is_global_zero:
                 self.result.write(self.run_dir)
+            for logger in self.trainer.loggers:
+                if isinstance(logger, TensorBoard):
+                    logger.close()
         return self.result
 
     def last_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
@@ -102,11 +104,19 @@ class Run:
                 leftover.unlink()
 
     def _fit(self, resume_from: Path | None) -> None:
+        if resume_from is not None:
+            # Lightning does so after it has put the weights in, and would round those of a higher precision.
+            self.trainer.precision_plugin.convert_module(self.module)
         try:
             with quiet(), logging_redirect_tqdm():
                 self.trainer.fit(self.module, datamodule=self.datamodule, ckpt_path=resume_from)
         except MisconfigurationException as error:  # such as a callback that monitors what is never logged
             raise UserError(" ".join(str(error).split())) from error
+        except Exception:
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, Interruption):
+                    callback.end()  # a signal came in the very step that failed, and is to be heard
+            raise
         finally:
             self.fit_seconds = self.timer.time_elapsed("train")
             stopping = self.trainer.early_stopping_callback

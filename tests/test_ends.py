@@ -14,8 +14,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.nn import functional
 
-from mnist_lit import cli, startup
+from mnist_lit import build, cli, startup
 from mnist_lit.errors import UserError
+from mnist_lit.logger import TensorBoard
 from mnist_lit.loss import OneHotMSE
 from mnist_lit.module import Classifier
 from mnist_lit.train import train
@@ -43,6 +44,35 @@ def test_diverged_run_says_so_and_exits_with_1(
     printed = capsys.readouterr()
     assert f"diverged    {start}" in printed.out
     assert "Traceback" not in printed.out + printed.err
+
+
+def test_a_result_is_kept_where_the_event_file_cannot_be_closed(
+    train_run: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def close(logger: TensorBoard) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(TensorBoard, "close", close)
+    with pytest.raises(OSError, match="no space"):
+        train_run("logger=tensorboard")
+    assert read_result(tmp_path / "run")["status"] == "finished"
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_a_signal_is_heard_in_the_step_that_diverges(
+    train_run: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def nan_and_signal(logits: Tensor, labels: Tensor) -> Tensor:
+        if logits.requires_grad:
+            signal.raise_signal(signal.SIGINT)
+        return logits.sum() * math.nan
+
+    monkeypatch.setattr(OneHotMSE, "forward", staticmethod(nan_and_signal))
+    monkeypatch.setattr(build, "_check_shapes", lambda module, num_classes: None)
+    with pytest.raises(SystemExit) as end:
+        train_run("trainer.log_every_n_steps=1")
+    assert end.value.code == 130
+    assert read_result(tmp_path / "run")["status"] == "interrupted"
 
 
 def test_one_bad_validation_batch_counts(train_run: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

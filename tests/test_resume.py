@@ -91,6 +91,15 @@ def test_a_signal_stops_after_the_step_and_the_run_goes_on_from_there(
     assert_same(folder, whole)
 
 
+def test_weights_of_double_precision_are_not_rounded(tmp_path: Path) -> None:
+    settings = (*SETTINGS, "trainer.precision=64-true")
+    assert exit_code(in_child(*settings, f"hydra.run.dir='{tmp_path}/whole'", folder=tmp_path)) == 0
+    cut = in_child(*settings, f"hydra.run.dir='{tmp_path}/run'", folder=tmp_path, step=17, number=signal.SIGINT)
+    assert exit_code(cut) == 130
+    assert resume(tmp_path / "run") == 0
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
 @pytest.mark.parametrize("step", [17, 48])
 def test_killed_a_run_goes_on_from_its_last_epoch(step: int, whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"

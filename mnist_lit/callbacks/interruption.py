@@ -39,20 +39,25 @@ class Interruption(L.Callback):
         if self.received is not None and ends_step and not trainer.is_last_batch:
             if trainer.world_size == 1:
                 trainer.save_checkpoint(self.path)
-            self._end()
+            self.end()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """End, if a signal has come at the end of the epoch before."""
-        self._end()
+        self.end()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """End, if a signal has come at the end of the last epoch."""
         self._give_back()
-        self._end()
+        self.end()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Give the signals back."""
         self._give_back()
+
+    def end(self) -> None:
+        """Raise SystemExit if a signal has come."""
+        if self.received is not None:
+            raise SystemExit(128 + self.received)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
@@ -62,7 +67,3 @@ class Interruption(L.Callback):
         for number, handler in self.handlers_before.items():
             signal.signal(number, handler)
         self.handlers_before = {}
-
-    def _end(self) -> None:
-        if self.received is not None:
-            raise SystemExit(128 + self.received)
