@@ -46,6 +46,7 @@ class SweepCallback(Callback):
     def __init__(self) -> None:
         self.alone: filelock.FileLock | None = None
         self.lines: ProgressLines | None = None
+        self.names: set[str] | None = None  # of this command's jobs; None: all that there are, a search's
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # jobs in other processes have a copy of this, without lock and thread
@@ -83,11 +84,20 @@ class SweepCallback(Callback):
             print(write_report([folder / job.name for job in jobs], folder))
         except UserError as error:  # such as runs without validation, which nothing can rank
             print(f"no report: {error}")
-        results = {job.name: ledger.read_result(folder / job.name) for job in jobs}
-        failed = {name: result for name, result in results.items() if result and result["status"] == "failed"}
-        for name, result in failed.items():
-            print(f"failed: {name}: {result['error']}", file=sys.stderr)
-        return len(failed)
+        failed = {job.name: reason for job in jobs if (reason := self._failure(folder / job.name)) is not None}
+        for name, reason in failed.items():
+            earlier = "" if self.names is None or name in self.names else " (of an earlier command)"
+            print(f"failed: {name}: {reason}{earlier}", file=sys.stderr)
+        return len(failed.keys() if self.names is None else failed.keys() & self.names)
+
+    def _failure(self, run_dir: Path) -> str | None:
+        """Return why a job failed; None if it did not, is at work in another process, or was left out."""
+        if (result := ledger.read_result(run_dir)) is not None:
+            return str(result.get("error")) if result["status"] == "failed" else None
+        if not run_dir.is_dir() or (run_dir.parent / ledger.STOP).exists():
+            return None
+        with ledger.claimed(run_dir) as is_ours:
+            return "it left no result.json" if is_ours else None
 
     def _prepare(self, config: DictConfig) -> None:
         if config.resume is not None:
@@ -123,9 +133,12 @@ class SweepCallback(Callback):
     ) -> None:
         folder = Path(config.hydra.sweep.dir)
         grid = BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]
+        if not grid:
+            raise UserError(f"{' '.join(config.hydra.overrides.task[:-1])}: gives a key no value, so there is no job")
         check = Preflight(folder, keys)
         jobs = [check.job(loader.load_sweep_config(config, [*job, told]), job) for job in grid]
         names = [job.name for job in jobs]
+        self.names = set(names)
         if duplicates := {name for name in names if names.count(name) > 1}:
             raise UserError(f"{', '.join(sorted(duplicates))}: there twice; name each value once")
         settings = unswept_settings(config, overrides)

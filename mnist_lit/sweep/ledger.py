@@ -43,7 +43,7 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
         result: dict[str, Any] = json.loads((run_dir / FILE_NAME).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # after a power cut, files may be empty
         return None
-    return result if isinstance(result, dict) else None
+    return result if isinstance(result, dict) and {"config_hash", "status"} <= result.keys() else None
 
 
 def is_done(result: Mapping[str, Any] | None, config_hash: str) -> bool:

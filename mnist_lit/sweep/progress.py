@@ -1,6 +1,7 @@
 """One line for each job that ends, wherever it ran."""
 
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from mnist_lit.sweep import ledger
@@ -18,10 +19,11 @@ class ProgressLines(threading.Thread):
         self.is_over = threading.Event()
 
     def run(self) -> None:
-        """Look until it is over, and once more."""
-        while not self.is_over.wait(INTERVAL):
+        """Look until it is over, and once more, or until nobody reads the lines."""
+        with suppress(BrokenPipeError):
+            while not self.is_over.wait(INTERVAL):
+                self._tell()
             self._tell()
-        self._tell()
 
     def stop(self) -> None:
         """Print what is left and return."""

@@ -1,6 +1,8 @@
+import errno
 import gc
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -18,6 +20,7 @@ from omegaconf import DictConfig
 from mnist_lit import build
 from mnist_lit.data import sources
 from mnist_lit.module import Classifier
+from mnist_lit.result import Result
 from mnist_lit.run import Run
 from mnist_lit.sweep import ledger
 
@@ -153,6 +156,30 @@ def test_a_failed_job_is_told_recorded_and_tried_again(sweep: Sweep, capsys: pyt
     assert Path("outputs/sweeps/s/dirpath=file_x/result.json").stat().st_mtime_ns > first_try
 
 
+def test_a_job_that_failed_is_told_by_other_commands_but_no_failure_of_theirs(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("file").touch()
+    assert sweep("callbacks.checkpoint.dirpath=file/x,a", "sweep.name=s") == 1
+    capsys.readouterr()
+    assert sweep("callbacks.checkpoint.dirpath=a,b", "sweep.name=s") == 0
+    assert re.search(r"^failed: dirpath=file_x: .* \(of an earlier command\)$", capsys.readouterr().err, re.MULTILINE)
+
+
+def test_a_job_without_a_result_has_failed(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(result: Result, run_dir: Path) -> None:
+        if result.seed == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written(result, run_dir)
+
+    written = Result.write
+    monkeypatch.setattr(Result, "write", write)
+    assert sweep("seed=0,1") == 1
+    assert "failed: seed=1: it left no result.json\n" in capsys.readouterr().err
+
+
 def test_on_error_stop_leaves_the_rest_undone(sweep: Sweep) -> None:
     Path("file").touch()
     assert sweep("callbacks.checkpoint.dirpath=file/x,ok", "sweep.on_error=stop", "sweep.name=s") == 1
@@ -171,6 +198,7 @@ def test_a_sweep_that_nothing_can_rank_ends_well(sweep: Sweep, capsys: pytest.Ca
 def test_a_damaged_result_is_run_again(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep("seed=0,1") == 0
     before = results("outputs/sweeps/seed")
+    Path("outputs/sweeps/seed/seed=0/result.json").write_text('{"status": "finished"}')
     Path("outputs/sweeps/seed/seed=1/result.json").write_text("")
     assert sweep("seed=0,1") == 0
     after = results("outputs/sweeps/seed")
