@@ -26,7 +26,8 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> "Run":
     """Train as `python -m mnist_lit.train OVERRIDES` does, and return the run with its `metrics` and `run_dir`.
 
     `run_dir` is its folder, a new one below outputs/train if it is left out. Raises UserError for what the command
-    line refuses. A loss that diverges raises nothing: see `run.result.status`.
+    line refuses. A loss that diverges raises nothing: see `run.result.status`. One run at a time: torch's random
+    numbers are the process's, so that runs in several threads would share them.
     """
     from mnist_lit import cli, run_folder, startup
     from mnist_lit.errors import UserError
@@ -34,6 +35,9 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> "Run":
 
     with startup.fast_imports(is_program=False):  # what else this process holds is the caller's
         from mnist_lit.build import build
+    for word in overrides:
+        if word.lstrip("+~").startswith(("hydra", "run_dir", "sweep", "-")):
+            raise UserError(f"{word}: not from Python, where run_dir= names the folder, and a loop makes a sweep")
     cfg = cli.compose("train", overrides)
     if cfg.resume is not None:
         command = f"python -m mnist_lit.train resume={cfg.resume}"
@@ -63,7 +67,10 @@ def load_model(path: str | Path, *, trusted: Sequence[str] = ()) -> "Predictor":
     a file that is missing, damaged, or would build anything else.
     """
     from mnist_lit import startup
+    from mnist_lit.errors import UserError
 
+    if isinstance(trusted, str):
+        raise UserError(f"trusted={trusted!r}: must be a list of packages, [{trusted!r}]")
     with startup.fast_imports(is_program=False):  # what else this process holds is the caller's
         from mnist_lit.checkpoint import read_checkpoint
     return read_checkpoint(path).predictor(trusted=trusted)

@@ -15,8 +15,10 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import StochasticWeightAveraging, Timer
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils import deterministic
 
@@ -62,7 +64,7 @@ def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
     # it executes nothing.
     module.save_hyperparameters(config)
     callbacks, timer = _build_callbacks(cfg, config)
-    loggers = [build_part(f"logger.{name}", node) for name, node in cfg.logger.items() if node]
+    loggers = [_build_one_of(Logger, f"logger.{name}", node) for name, node in cfg.logger.items() if node]
     with quiet():
         trainer = build_part(
             "trainer",
@@ -80,7 +82,7 @@ def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
 
 def _build_callbacks(cfg: DictConfig, config: dict[str, Any]) -> tuple[list[L.Callback], Timer]:
     """Build the callbacks in the order in which they must be called, and the one of them that times the run."""
-    named = {name: build_part(f"callbacks.{name}", node) for name, node in cfg.callbacks.items() if node}
+    named = {name: _build_one_of(L.Callback, f"callbacks.{name}", node) for name, node in cfg.callbacks.items() if node}
     for name, callback in named.items():
         key = f"callbacks.{name}"
         configuration.check_mode(key, getattr(callback, "monitor", None), getattr(callback, "mode", None))
@@ -161,6 +163,10 @@ def _check_shapes(module: Classifier, num_classes: int) -> None:
         logits = module(torch.zeros(2, 28, 28))
     except RuntimeError as error:
         raise UserError(f"model: takes no images of 28 x 28 pixels: {in_one_line(error)}") from error
+    except Exception as error:  # whatever a network of the user's raises
+        raise UserError(f"model: {in_one_line(error)}") from error
+    if not isinstance(logits, Tensor):
+        raise UserError(f"model: must give logits, a tensor [B, {num_classes}], got {type(logits).__name__}")
     if logits.shape != (2, num_classes):
         raise UserError(
             f"model: gives {list(logits.shape[1:])} numbers for the {num_classes} classes of data.class_names; "
@@ -172,6 +178,8 @@ def _check_shapes(module: Classifier, num_classes: int) -> None:
             loss = module.loss(logits, torch.zeros(2, dtype=torch.int64))
     except Exception as error:  # whatever a loss says to options that its constructor takes
         raise UserError(f"loss: {in_one_line(error)}") from error
+    if not isinstance(loss, Tensor):
+        raise UserError(f"loss: must give one number for a batch, a tensor, got {type(loss).__name__}")
     if loss.ndim:
         raise UserError(f"loss: must give one number for a batch, got {list(loss.shape)} numbers")
 
@@ -246,6 +254,16 @@ def build_part(key: str, node: Mapping[str, Any] | DictConfig, **arguments: Any)
         return _try(key, lambda: instantiate(node, _convert_=convert))
     # Hydra would take an argument that is a dataclass for a part of the configuration.
     return _try(key, lambda: instantiate(node, _convert_=convert, _partial_=True)(**arguments))
+
+
+def _build_one_of(kind: type[Any], key: str, node: DictConfig) -> Any:
+    """Build a part; raises UserError unless it is one of that kind."""
+    part = build_part(key, node)
+    if not isinstance(part, kind):
+        raise UserError(
+            f"{key}._target_={node['_target_']}: must give a {kind.__module__}.{kind.__name__}, got {part!r}"
+        )
+    return part
 
 
 def _try(key: str, build_it: Callable[[], Any]) -> Any:

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import sys
+import threading
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,11 @@ from unittest.mock import patch
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.initialize import get_gh_backup, restore_gh_from_backup
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -22,6 +27,9 @@ from mnist_lit.errors import UserError
 from mnist_lit.messages import describe, named, tell_and_exit
 from mnist_lit.startup import prompt_interrupts
 from mnist_lit.version import __version__
+
+# Hydra composes for one at a time.
+ONE_AT_A_TIME = threading.Lock()
 
 # What `ckpt=` may name.
 CKPT = "a .ckpt file or a run's folder (outputs/train/DATE/TIME)"
@@ -40,8 +48,9 @@ def run(task: Callable[[DictConfig], Any], config_name: str, *, paths: Sequence[
 
 
 def is_multirun() -> bool:
-    """Return whether the command line asks for a sweep."""
-    return bool({"-m", "--multirun"} & set(sys.argv[1:]))
+    """Return whether the command line, or a file that it names, asks for a sweep."""
+    is_known = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    return is_known or bool({"-m", "--multirun"} & set(sys.argv[1:]))
 
 
 def _run(task: Callable[[DictConfig], Any], config_name: str, paths: Sequence[str]) -> None:
@@ -104,14 +113,19 @@ def _refuse(message: str) -> NoReturn:
 def compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
     """Compose a configuration for a call from Python.
 
-    Raises UserError for what Hydra cannot compose.
+    The caller may use Hydra, too. Raises UserError for what Hydra cannot compose.
     """
     register_resolvers()
-    try:
-        with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            return hydra.compose(config_name, list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(describe(error)) from None  # Hydra's own traceback has fifty lines
+    with ONE_AT_A_TIME:
+        before = get_gh_backup()
+        GlobalHydra.instance().clear()
+        try:
+            with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+                return hydra.compose(config_name, list(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(describe(error)) from None  # Hydra's own traceback has fifty lines
+        finally:
+            restore_gh_from_backup(before)
 
 
 def _quoted(argument: str, paths: Sequence[str]) -> str:

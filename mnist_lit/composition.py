@@ -52,8 +52,10 @@ class Loader(ConfigLoaderImpl):
     ) -> DictConfig:
         """Compose, or return what was composed for the same command line the first time."""
         if not validate_sweep_overrides:  # Hydra's first time, whose errors it ignores
-            # As for a single run: a sweep's leaves out what is missing.
-            cfg = super().load_configuration(config_name, overrides, RunMode.RUN, from_shell, False)
+            try:
+                cfg = super().load_configuration(config_name, overrides, RunMode.RUN, from_shell, False)
+            except Exception:  # a sweep's leaves out what is missing in a list of defaults
+                return super().load_configuration(config_name, overrides, run_mode, from_shell, False)
             self.kept = ((config_name, tuple(overrides)), cfg)
             return cfg
         chosen = [word for word in overrides[-1:] if word.startswith("hydra.mode=")]  # by Hydra, after the first time

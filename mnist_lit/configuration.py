@@ -57,20 +57,34 @@ def check_together(config: dict[str, Any]) -> None:
             f"trainer.gradient_clip_val={clip}: Lightning cannot clip for a fused optimizer in "
             f"trainer.precision={precision}; set optimizer.fused=false"
         )
-    for key in ("log_every_n_steps", "check_val_every_n_epoch"):
+    for key in ("log_every_n_steps", "check_val_every_n_epoch", "accumulate_grad_batches"):
         if trainer.get(key) is not None and trainer[key] < 1:
             raise UserError(f"trainer.{key}={trainer[key]}: must be at least 1")
-    if trainer.get("limit_train_batches") == 0:
-        raise UserError("trainer.limit_train_batches=0: leaves nothing to train on; set it to null for all batches")
+    for key, all_of_it in {"limit_train_batches": "null for all batches", "max_steps": "-1 for no limit"}.items():
+        if trainer.get(key) == 0:
+            raise UserError(f"trainer.{key}=0: leaves nothing to train on; set it to {all_of_it}")
+    if trainer.get("val_check_interval") is not None and trainer["val_check_interval"] <= 0:
+        raise UserError(f"trainer.val_check_interval={trainer['val_check_interval']}: must be above 0, or null: 1.0")
+    if isinstance(profiler := trainer.get("profiler"), str):
+        raise UserError(
+            f"trainer.profiler={profiler}: would write its table nowhere; take debug=profile, or name a class and its "
+            "dirpath as conf/debug/profile.yaml does"
+        )
     if clip < 0:
         raise UserError(f"trainer.gradient_clip_val={clip}: must be above 0, or null: none")
     if not 0 < optimizer.get("lr", 1) < math.inf:
         raise UserError(f"optimizer.lr={optimizer['lr']}: must be above 0 and finite")
+    for group in ("callbacks", "logger"):
+        for name, node in config[group].items():
+            if node and not (isinstance(node, dict) and "_target_" in node):
+                raise UserError(f"{group}.{name}={node}: must be a group of keys with a _target_, or null: none")
+    last, folder = config["callbacks"].get("last") or {}, f"{config['run_dir']}/checkpoints"
+    for key, value in {"dirpath": folder, "filename": "last"}.items():
+        if last and last.get(key) != value:
+            raise UserError(f"callbacks.last.{key}={last.get(key)}: resume= looks for {folder}/last.ckpt; leave it out")
     for name, callback in config["callbacks"].items():
-        if callback and not isinstance(callback, dict):
-            raise UserError(f"callbacks.{name}={callback}: must be a group of keys, or null: none")
         _check_monitor(f"callbacks.{name}", callback or {}, config, instead="set it to null")
-        counts = (callback or {}).get("enable_version_counter", True) or "{" in callback.get("filename", "{")
+        counts = (callback or {}).get("enable_version_counter", True) or "{" in (callback.get("filename") or "{")
         if not counts and callback.get("save_top_k", 1) not in (0, 1):
             raise UserError(
                 f"callbacks.{name}.save_top_k={callback['save_top_k']}: all would go to one file; give them names, "
@@ -87,7 +101,7 @@ def _check_monitor(key: str, node: dict[str, Any], config: dict[str, Any], *, in
     if monitor not in MONITORED:
         raise UserError(f"{key}.monitor={monitor}: must be {' or '.join(MONITORED)}")
     for name, value in {
-        "data.val_size": config["data"]["val_size"],
+        "data.val_size": config["data"].get("val_size"),
         "trainer.limit_val_batches": config["trainer"].get("limit_val_batches"),
     }.items():
         if value == 0:

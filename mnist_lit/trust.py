@@ -55,7 +55,7 @@ def _vetted(parts: Mapping[str, Any], trusted: Sequence[str]) -> dict[str, Any]:
     roots = ("torch.nn", "mnist_lit", *trusted)
     vetted = dict(parts)
     for key, node in vetted.items():
-        # OmegaConf would read text as YAML, and build what that names.
+        # `build_part` would fail, without a word on the checkpoint.
         if not (isinstance(node, dict) and "_target_" in node):
             raise UserError(f"{key}: the checkpoint's configuration names no class here; use one of mnist_lit.train")
     _check_plain("", vetted)

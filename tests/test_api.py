@@ -25,13 +25,21 @@ def test_the_readmes_example_runs(tmp_path: Path) -> None:
 
 def test_python_raises_what_the_command_line_prints(tmp_path: Path) -> None:
     script = """
-from mnist_lit import train
+from mnist_lit import load_model, train
 from mnist_lit.errors import UserError
-for word in ("optimizer.lrr=1", "optimizer.lr=abc", "data.batch_size=0", "optimizer=sdg", "resume=a"):
+words = ("optimizer.lrr=1", "optimizer.lr=abc", "data.batch_size=0", "optimizer=sdg", "resume=a", "hydra.run.dir=a")
+import hydra
+hydra.initialize_config_dir("/", version_base="1.3")  # the caller's own
+for word in words:
     try:
         train("data=sample", word)
     except UserError as error:
         print(error)
+assert hydra.core.global_hydra.GlobalHydra.instance().is_initialized()
+try:
+    load_model("nowhere", trusted="mine")
+except UserError as error:
+    print(error)
 run = train("data=sample", "debug=fast", run_dir="a,b=c")
 print(run.result.status, run.run_dir.name, run.run_dir.is_absolute())
 try:
@@ -47,6 +55,8 @@ except UserError as error:
         "data.batch_size must be at least 1 and below 2147483648, got 0",
         "optimizer=sdg: no such option, there are adam, adamw, sgd; did you mean optimizer=sgd?",
         "resume=a: from Python, a run cannot go on; use python -m mnist_lit.train resume=a",
+        "hydra.run.dir=a: not from Python, where run_dir= names the folder, and a loop makes a sweep",
+        "trusted='mine': must be a list of packages, ['mine']",
         "finished a,b=c True",
         f"{folder} belongs to another run: resume={folder} goes on with it, or name a new folder",
     ], done.stderr

@@ -7,10 +7,13 @@ import pytest
 import torch
 from conftest import Compose, Main, assert_refused, compose_config
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
 
 from mnist_lit.build import build, check
 from mnist_lit.composition import CONF_DIR, register_resolvers
 from mnist_lit.errors import UserError
+from mnist_lit.loss import OneHotMSE
+from mnist_lit.model import MLP
 
 ON_SAMPLE: list[tuple[str, list[str]]] = [
     # Values of another type: key, value, what is allowed.
@@ -36,7 +39,20 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("augmentation=affine_elastic augmentation.sigma=abc", ["augmentation.sigma=abc: must be a number"]),
     ("sweep.on_error=stpo", ["sweep.on_error=stpo: must be continue or stop"]),
     ("sweep.dry_run=maybe", ["sweep.dry_run=maybe: must be true or false"]),
-    ("callbacks.pictures=true", ["callbacks.pictures=True: must be a group of keys, or null: none"]),
+    ("callbacks.pictures=true", ["callbacks.pictures=True: must be a group of keys with a _target_, or null: none"]),
+    ("+logger.mine=true", ["logger.mine=True: must be a group of keys with a _target_, or null: none"]),
+    ("+callbacks.mine.a=1", ["callbacks.mine={'a': 1}: must be a group of keys with a _target_, or null: none"]),
+    (
+        "+logger.mine._target_=torch.nn.ReLU",
+        ["logger.mine._target_=torch.nn.ReLU: must give a lightning.pytorch.loggers.logger.Logger, got ReLU"],
+    ),
+    ("callbacks.last.filename=latest", ["callbacks.last.filename=latest: resume= looks for ", "/last.ckpt"]),
+    ("callbacks.last.dirpath=elsewhere", ["callbacks.last.dirpath=elsewhere: resume= looks for ", "/last.ckpt"]),
+    ("+trainer.max_steps=0", ["trainer.max_steps=0: leaves nothing to train on; set it to -1 for no limit"]),
+    ("+trainer.accumulate_grad_batches=0", ["trainer.accumulate_grad_batches=0: must be at least 1"]),
+    ("+trainer.val_check_interval=0", ["trainer.val_check_interval=0: must be above 0, or null: 1.0"]),
+    ("trainer.profiler=simple", ["trainer.profiler=simple: would write its table nowhere; take debug=profile"]),
+    ("seed=glob(x*) -m", ["seed=glob(x*): gives a key no value, so there is no job"]),
     ("sweep.pictures=loss_curve", ["sweep.pictures=loss_curve: must be a list, each text"]),
     ("seed=0,1 sweep.on_error=stpo -m", ["sweep.on_error=stpo: must be continue or stop"]),
     ("seed=0,1 sweep.dry_run=maybe -m", ["sweep.dry_run=maybe: must be true or false"]),
@@ -252,3 +268,27 @@ def test_a_schedule_that_the_run_is_too_short_for_is_told(main: Main) -> None:
     outcome = main(*short, "trainer.max_epochs=1")
     assert outcome.code == 2
     assert outcome.err.startswith("error: scheduler.scheduler, with {'total_steps': 4}: ZeroDivisionError")
+
+
+@pytest.mark.parametrize(
+    ("part", "gives", "told"),
+    [
+        (MLP, ([1.0], 0), "model: must give logits, a tensor [B, 10], got tuple"),
+        (OneHotMSE, {"loss": 1.0}, "loss: must give one number for a batch, a tensor, got dict"),
+    ],
+)
+def test_a_part_that_gives_no_tensor_is_refused(
+    main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: type[nn.Module], gives: object, told: str
+) -> None:
+    monkeypatch.setattr(part, "forward", lambda self, *arguments: gives)
+    assert_refused(main("data=sample"), tmp_path, told)
+
+
+def test_what_a_network_raises_is_told_with_its_key(
+    main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(self: MLP, images: Tensor) -> Tensor:
+        raise ValueError("no way")
+
+    monkeypatch.setattr(MLP, "forward", forward)
+    assert_refused(main("data=sample"), tmp_path, "model: ValueError: no way")

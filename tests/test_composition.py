@@ -83,8 +83,9 @@ LACKS_MODEL = "defaults:\n  - train\n  - override model: ???\n  - _self_\n"
         (["--config-dir=own", "experiment=sets_mode", "hydra.mode=RUN"], 2),
         (["-m", "hydra.mode=RUN", "seed=0,1"], 1),
         (["seed=0,1"], 1),  # refused, as a single run
-        (["-m", "--config-dir=own", "--config-name=lacks_model"], 2),
-        (["--config-dir=own", "--config-name=lacks_model"], 2),
+        (["-m", "--config-dir=own", "--config-name=lacks_model"], 3),
+        (["--config-dir=own", "--config-name=lacks_model"], 3),
+        (["--config-dir=own", "--config-name=lacks_model", "experiment=sets_mode", "seed=0,1"], 3),
     ],
 )
 def test_configuration_is_composed_as_by_hydra_but_once(

@@ -211,7 +211,7 @@ def _must_not_be_called(*arguments: Any) -> None:
     [
         ("trainer.gradient_clip_val=0.01",),
         ("+trainer.accumulate_grad_batches=2",),
-        ("trainer.profiler=simple",),
+        ("debug=profile", "trainer.max_epochs=2"),
     ],
 )
 def test_other_steps_are_left_to_lightning(
