@@ -74,8 +74,8 @@ def prepare(pixels: Pixels) -> Pixels:
     within the picture. What is so already, as every image of MNIST is, comes back as it is (inverted, if it is dark on
     light).
 
-    Raises UserError for a blank picture or sheet, for several digits that lie apart, and for a filled area or a frame instead
-    of strokes.
+    Raises UserError for a blank picture or sheet, for several digits that lie apart, and for a filled area or a frame
+    instead of strokes.
     """
     grey = _grey(pixels)
     if not grey.size or np.ptp(grey) < MIN_CONTRAST:
