@@ -36,6 +36,8 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> "Run":
     with startup.fast_imports(is_program=False):  # what else this process holds is the caller's
         from mnist_lit.build import build
     for word in overrides:
+        if not isinstance(word, str):
+            raise UserError(f"{word!r}: each override is a text of its own, as in train('data=sample', 'seed=1')")
         if word.lstrip("+~").startswith(("hydra", "run_dir", "sweep", "-")):
             raise UserError(f"{word}: not from Python, where run_dir= names the folder, and a loop makes a sweep")
     cfg = cli.compose("train", overrides)

@@ -27,7 +27,8 @@ def test_python_raises_what_the_command_line_prints(tmp_path: Path) -> None:
     script = """
 from mnist_lit import load_model, train
 from mnist_lit.errors import UserError
-words = ("optimizer.lrr=1", "optimizer.lr=abc", "data.batch_size=0", "optimizer=sdg", "resume=a", "hydra.run.dir=a")
+words = ("optimizer.lrr=1", "optimizer.lr=abc", "data.batch_size=0", "optimizer=sdg", "resume=a")
+words += ("hydra.run.dir=a", ["seed=1"])
 import hydra
 hydra.initialize_config_dir("/", version_base="1.3")  # the caller's own
 for word in words:
@@ -56,6 +57,7 @@ except UserError as error:
         "optimizer=sdg: no such option, there are adam, adamw, sgd; did you mean optimizer=sgd?",
         "resume=a: from Python, a run cannot go on; use python -m mnist_lit.train resume=a",
         "hydra.run.dir=a: not from Python, where run_dir= names the folder, and a loop makes a sweep",
+        "['seed=1']: each override is a text of its own, as in train('data=sample', 'seed=1')",
         "trusted='mine': must be a list of packages, ['mine']",
         "finished a,b=c True",
         f"{folder} belongs to another run: resume={folder} goes on with it, or name a new folder",

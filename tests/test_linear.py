@@ -162,6 +162,7 @@ def test_autocast_has_its_own_precision() -> None:
         assert torch.equal(outputs, theirs(features))
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")  # torch.compile's own advice
 def test_programs_that_take_the_network_apart_find_torchs_own() -> None:
     ours, _ = layers()
     features = torch.randn(512, 784)

@@ -28,7 +28,7 @@ class WholeFiles(TorchCheckpointIO):
         try:
             content = io.BytesIO()
             torch.save(checkpoint, content)
-            scratch.write_bytes(content.getbuffer())  # an OSError where the disk is full
+            scratch.write_bytes(content.getvalue())  # an OSError where the disk is full
             scratch.replace(path)
         finally:
             scratch.unlink(missing_ok=True)

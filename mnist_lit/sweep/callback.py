@@ -157,6 +157,8 @@ class SweepCallback(Callback):
         """Check what its jobs have in common, and each value or bound alone; they enter the ledger as they start."""
         folder = Path(config.hydra.sweep.dir)
         sweeper = config.hydra.sweeper
+        if (num_trials := sweeper.get("n_trials")) is not None and num_trials < 1:
+            raise UserError(f"hydra.sweeper.n_trials={num_trials}: must be at least 1")
         fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
         check = Preflight(folder, [])
         for chosen in ([], *([value] for override in overrides for value in known_values(override))):

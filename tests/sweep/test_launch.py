@@ -156,6 +156,8 @@ def test_what_all_trials_share_is_checked_before_the_first(sweep: Sweep, capsys:
     assert "a search goes by validation images, and there are none" in capsys.readouterr().err
     assert sweep("sweep=tpe", "optimizer.momentum=interval(-0.5,0.9)") == 2
     assert "-0.5" in capsys.readouterr().err
+    assert sweep("sweep=tpe", "hydra.sweeper.n_trials=0") == 2
+    assert capsys.readouterr().err == "error: hydra.sweeper.n_trials=0: must be at least 1\n"
     assert not Path("outputs").exists()
 
 
