@@ -29,9 +29,8 @@ from torch.utils.data import DataLoader, Subset
 
 from mnist_lit import composition, startup
 
-with (
-    startup.fast_imports()
-):  # as `python -m mnist_lit.train` does, which keeps what imports make out of garbage collection
+# As `python -m mnist_lit.train` does, which keeps what imports make out of garbage collection.
+with startup.fast_imports():
     from mnist_lit.build import build
     from mnist_lit.data import sources
     from mnist_lit.linear import Linear

@@ -51,7 +51,7 @@ from mnist_lit.train import train
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The longest, which must not come last: one worker would wait for the other.
-FIRST = ("test_sweep", "test_launch", "test_resume")
+FIRST = ("test_failures", "test_launch", "test_sweep", "test_resume")
 
 Compose = Callable[..., DictConfig]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
