@@ -34,7 +34,7 @@ def test_fast_imports_leave_a_caller_its_collector(monkeypatch: pytest.MonkeyPat
         assert gc.isenabled() == is_enabled
     finally:
         gc.enable()
-    assert gc.get_freeze_count() == frozen
+    assert gc.get_freeze_count() <= frozen  # what earlier tests froze may be freed meanwhile
 
 
 def test_fast_imports_hide_what_torchmetrics_would_import(monkeypatch: pytest.MonkeyPatch) -> None:
