@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import time
 import warnings
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -93,6 +94,11 @@ class TensorBoard(TensorBoardLogger):
     def forget_after(self, step: int) -> None:
         """Make TensorBoard drop the points beyond `step` that earlier event files in the folder hold."""
         self._kwargs["purge_step"] = step + 1
+        # TensorBoard reads event files by the order of their names, events.out.tfevents.<second>.<host>.<process>...:
+        # one of the same second may come before them.
+        seconds = [path.name.split(".")[3] for path in Path(self.log_dir).glob("events.out.tfevents.*")]
+        last = max((int(second) for second in seconds if second.isdigit()), default=0)
+        time.sleep(min(max(0.0, last + 1 - time.time()), 1.0))
 
     @rank_zero_only
     def close(self) -> None:

@@ -1,8 +1,9 @@
 """The event file, read back by TensorBoard's own reader."""
 
+import os
 from io import BytesIO
 from pathlib import Path
-from time import perf_counter, sleep
+from time import perf_counter, sleep, time
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,19 @@ def test_an_interrupted_write_holds_nobody_up(tmp_path: Path) -> None:
     started = perf_counter()
     logger.close()
     assert perf_counter() - started < 10  # TensorBoard's default would be 120
+
+
+def test_an_event_file_comes_after_earlier_ones_of_its_second(tmp_path: Path) -> None:
+    sleep(1 - time() % 1)  # all of it happens in one second
+    for step in (5, 10):
+        logger = TensorBoard(save_dir=str(tmp_path), hparams=[])
+        logger.forget_after(step - 1)
+        logger.log_metrics({"train/loss": 1.0}, step)
+        logger.close()
+        if step == 5:
+            (path,) = tmp_path.iterdir()
+            path.rename(str(path).replace(f".{os.getpid()}.", ".z."))  # that of a process whose number sorts last
+    assert [step for step, _ in points(EventAccumulator(str(tmp_path)).Reload(), "train/loss")] == [5, 10]
 
 
 def test_scalars_are_these_and_no_others(events: Any) -> None:
