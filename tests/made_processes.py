@@ -4,6 +4,7 @@ A test's own process is not forked: it has threads, and what they hold in that m
 """
 
 import gc
+import importlib
 import multiprocessing
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+import mnist_lit
 from mnist_lit.module import Classifier
 from mnist_lit.train import main
 
@@ -29,6 +31,14 @@ def in_child(*arguments: str, folder: Path, step: int = 0, number: int = signal.
     return process
 
 
+def script_in_child(script: str, folder: Path) -> tuple[int, str, str]:
+    """Run `python -c SCRIPT` in `folder`; return its exit code, and what it printed to stdout and to stderr."""
+    out, err = folder / "stdout", folder / "stderr"
+    process = _CONTEXT.Process(target=_execute, args=(script, folder, out, err))
+    process.start()
+    return exit_code(process), out.read_text(), err.read_text()
+
+
 def exit_code(process: ForkServerProcess) -> int:
     """Wait until a process has ended; it must not take long."""
     process.join(MAX_SECONDS)
@@ -36,6 +46,15 @@ def exit_code(process: ForkServerProcess) -> int:
         process.kill()
     assert process.exitcode is not None, "the process hangs"
     return process.exitcode
+
+
+def _execute(script: str, folder: Path, *files: Path) -> None:
+    gc.freeze()
+    for descriptor, path in enumerate(files, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+    os.chdir(folder)
+    importlib.reload(mnist_lit)  # importing its entry point has replaced the function `train`
+    exec(script, {"__name__": "__main__"})
 
 
 def _train(arguments: tuple[str, ...], folder: Path, step: int, number: int) -> None:

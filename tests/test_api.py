@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from made_processes import script_in_child
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -48,9 +49,10 @@ try:
 except UserError as error:
     print(error)
 """
-    done = python(script, tmp_path)
+    code, printed, errors = script_in_child(script, tmp_path)
     folder = tmp_path / "a,b=c"
-    assert done.stdout.splitlines() == [
+    assert code == 0, errors
+    assert printed.splitlines() == [
         "optimizer.lrr is not a key: there are lr, momentum, nesterov, weight_decay, fused; did you mean optimizer.lr?",
         "optimizer.lr=abc: must be a number",
         "data.batch_size must be at least 1 and below 2147483648, got 0",
@@ -61,7 +63,7 @@ except UserError as error:
         "trusted='mine': must be a list of packages, ['mine']",
         "finished a,b=c True",
         f"{folder} belongs to another run: resume={folder} goes on with it, or name a new folder",
-    ], done.stderr
+    ]
     assert not list(tmp_path.glob("outputs/train/*/*"))
     assert (tmp_path / "a,b=c" / "config.yaml").exists()
 
