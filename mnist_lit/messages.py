@@ -44,7 +44,7 @@ def describe(error: BaseException) -> str:
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
         known = [str(key) for key in cause.parent_node if not str(key).startswith("_") and key != "hydra"]
         new = f"; a new one needs a plus: +{cause.full_key}" if known and "." in str(cause.full_key) else ""
-        hint = _similar_key(cause) or new
+        hint = _options_with(cause) or _similar_key(cause) or new
         return f"{cause.full_key} is not a key: there are {', '.join(known) or 'none'}{hint}"
     if isinstance(error, OverrideParseException):
         how = "write KEY=VALUE without spaces, in quotes where it has brackets: 'model.hidden_sizes=[256,64]'"
@@ -91,6 +91,24 @@ def _no_such_option(group: str, option: str, options: Sequence[str] | None = Non
 
 def _options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+
+
+def _options_with(error: ConfigKeyError | ConfigAttributeError) -> str:
+    """Say which options have the key that the chosen ones lack: `optimizer=sgd` for `optimizer.momentum`."""
+    if not isinstance(error.parent_node, DictConfig) or "trainer" not in error.parent_node._get_root():
+        return ""  # only a training has options
+    key = str(error.full_key)
+    group, _, name = key.partition(".")
+    options = _options(group)
+    if options and not (name and error.parent_node):
+        return f"; choose {group}={', '.join(options)}"
+    # A sweep's file may set any key; another option's those of its group.
+    searched = {f"sweep={option}": (CONF_DIR / "sweep" / f"{option}.yaml", key) for option in _options("sweep")}
+    searched |= {f"{group}={option}": (CONF_DIR / group / f"{option}.yaml", name) for option in options}
+    found = [
+        option for option, (path, key) in searched.items() if OmegaConf.select(OmegaConf.load(path), key) is not None
+    ]
+    return f"; {', '.join(found)} {'have' if found[1:] else 'has'} it" if found else ""
 
 
 def _similar_key(error: ConfigKeyError | ConfigAttributeError) -> str:

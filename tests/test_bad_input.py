@@ -84,7 +84,15 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("+optimizer.lrr=1", ["optimizer.lrr=1: not a key; did you mean lr?", "momentum"]),
     ("+foo=1", ["foo=1: not a key; the configuration takes data, augmentation, model, loss, optimizer"]),
     ("augmentation=blur", ["augmentation=blur: no such option, there are affine_elastic, elastic, none"]),
-    ("augmentation.alpha=1", ["augmentation.alpha is not a key: there are none"]),
+    (
+        "augmentation.alpha=1",
+        ["augmentation.alpha is not a key: there are none; choose augmentation=affine_elastic, elastic, none\n"],
+    ),
+    ("optimizer=adam optimizer.momentum=0.9", ["optimizer.momentum is not a key", "; optimizer=sgd has it\n"]),
+    ("optimizer.betas=[0,0]", ["optimizer.betas is not a key", "; optimizer=adam, optimizer=adamw have it\n"]),
+    ("loss.label_smoothing=0.1", ["loss.label_smoothing is not a key", "; loss=cross_entropy has it\n"]),
+    ("callbacks.early_stopping.patience=3", ["is not a key", "; callbacks=early_stopping has it\n"]),
+    ("hydra.sweeper.n_trials=3", ["hydra.sweeper.n_trials is not a key", "; sweep=tpe has it\n"]),
     (
         "callbacks.mine._target_=mine.Callback",
         ["callbacks.mine is not a key", "; a new one needs a plus: +callbacks.mine"],
