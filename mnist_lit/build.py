@@ -5,6 +5,7 @@ is built here takes plain arguments.
 """
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import StochasticWeightAveraging, Timer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
@@ -74,6 +76,9 @@ def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
             default_root_dir=cfg.run_dir,
             **({} if "plugins" in cfg.trainer else {"plugins": [WholeFiles()]}),
         )
+    num_cores = os.cpu_count() or 1
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > num_cores:
+        raise UserError(f"trainer.devices={trainer.num_devices}: this machine has {num_cores} processors, set it to 1")
     StepLoop.install(trainer)
     return Run(
         config=config, overrides=list(overrides), datamodule=datamodule, module=module, trainer=trainer, timer=timer

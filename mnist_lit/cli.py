@@ -62,6 +62,7 @@ def _run(task: Callable[[DictConfig], Any], config_name: str, paths: Sequence[st
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         _run_hydra(task, config_name)
         return
+    logging.raiseExceptions = False  # a full disk is told once, not for every line of a log
 
     def task_in_own_environment(cfg: DictConfig) -> Any:
         os.environ.pop("HYDRA_FULL_ERROR", None)  # processes that the task starts should not inherit ours

@@ -61,7 +61,7 @@ def describe(error: BaseException) -> str:
     if isinstance(error, HydraException | OmegaConfBaseException):
         return " ".join(str(cause if isinstance(cause, OmegaConfBaseException) else error).split())
     if isinstance(error, OSError):
-        return f"{error.strerror}: {error.filename}" if error.filename else " ".join(str(error).split())
+        return ": ".join(filter(None, [error.strerror, error.filename])) or in_one_line(error)
     return in_one_line(error)
 
 
@@ -136,7 +136,8 @@ def tell(error: Exception) -> int:
     line = f"error: {describe(error)}"
     if file_log.handlers:  # set up by Hydra once there is a run folder
         file_log.error(line, exc_info=None if is_users else error)
-    for handler in [] if is_users else file_log.handlers:
+    is_told = is_users and not (isinstance(error, OSError) and error.filename is None)
+    for handler in [] if is_told else file_log.handlers:
         if isinstance(handler, logging.FileHandler):
             line += f" (where: {os.path.relpath(handler.baseFilename)})"
     print(line, file=sys.stderr)

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from io import StringIO
@@ -195,13 +196,15 @@ def forget_hydra() -> None:
     HydraConfig.instance().cfg = None
     root, file_only = logging.getLogger(), logging.getLogger("mnist_lit.file_only")
     root.setLevel(logging.WARNING)
+    logging.raiseExceptions = True
     file_only.propagate = True
     for logger in (root, file_only):
         for handler in list(logger.handlers):
             # Pytest's own are of classes of its own.
             if type(handler) in (logging.StreamHandler, logging.FileHandler):
                 logger.removeHandler(handler)
-                handler.close()
+                with suppress(OSError):  # of a full disk
+                    handler.close()
 
 
 @pytest.fixture

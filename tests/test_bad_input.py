@@ -83,6 +83,7 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("max_epoch=1", ["; did you mean trainer.max_epochs?"]),
     ("+optimizer.lrr=1", ["optimizer.lrr=1: not a key; did you mean lr?", "momentum"]),
     ("+foo=1", ["foo=1: not a key; the configuration takes data, augmentation, model, loss, optimizer"]),
+    ("trainer.accelerator=cpu trainer.devices=4096", ["trainer.devices=4096: this machine has ", " processors"]),
     ("augmentation=blur", ["augmentation=blur: no such option, there are affine_elastic, elastic, none"]),
     (
         "augmentation.alpha=1",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Command, Main
+from conftest import Command, Main, Outcome
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError
@@ -23,13 +23,34 @@ from mnist_lit.errors import DivergedError, UserError
         (UserError("seed=-1: must be from 0"), "seed=-1: must be from 0"),
         (DivergedError("train/loss became nan"), "train/loss became nan"),
         (PermissionError(13, "Permission denied", "outputs"), "Permission denied: outputs"),
-        (OSError("no\nspace"), "no space"),
+        (OSError(28, "No space left on device"), "No space left on device"),
         (RuntimeError("two\n  lines"), "RuntimeError: two lines"),
         (HydraException("two\n  lines"), "two lines"),
     ],
 )
 def test_error_is_described_in_one_line(error: Exception, line: str) -> None:
     assert messages.describe(error) == line
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_log_on_a_full_disk_adds_nothing_to_the_line(main: Main, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "train.log").symlink_to("/dev/full")
+    outcome = main("hydra.run.dir=run", "optimizer.lr=abc")
+    assert outcome == Outcome(2, "", "error: optimizer.lr=abc: must be a number\n")
+
+
+@pytest.mark.parametrize("file", [None, "a"])
+def test_where_the_log_is_is_told_for_errors_that_name_no_file(
+    file: str | None, main: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device", file)
+
+    monkeypatch.setattr(run_folder, "write_config", full)
+    where = ": a" if file else " (where: run/train.log)"
+    outcome = main("data=sample", "hydra.run.dir=run")
+    assert outcome == Outcome(2, "", f"error: No space left on device{where}\n")
 
 
 def test_unknown_key_is_described_with_the_known_ones() -> None:
@@ -127,7 +148,7 @@ def test_pipe_that_is_not_stdout_breaks_loudly(main: Main, monkeypatch: pytest.M
     monkeypatch.setattr(train, "_execute", broken)
     monkeypatch.setattr(messages, "is_stdout_closed", lambda: False)
     outcome = main("data=sample", "hydra.run.dir=run")
-    assert (outcome.code, outcome.err) == (2, "error: [Errno 32] Broken pipe\n")
+    assert (outcome.code, outcome.err) == (2, "error: Broken pipe (where: run/train.log)\n")
 
 
 def test_what_a_user_can_mend_exits_with_2_and_one_line(command: Command, tmp_path: Path) -> None:
