@@ -12,7 +12,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Transformer
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -159,6 +159,10 @@ class SweepCallback(Callback):
         sweeper = config.hydra.sweeper
         if (num_trials := sweeper.get("n_trials")) is not None and num_trials < 1:
             raise UserError(f"hydra.sweeper.n_trials={num_trials}: must be at least 1")
+        if not str(direction := sweeper.get("direction", "maximize")).endswith("maximize"):  # it may be an Enum's
+            raise UserError(f"hydra.sweeper.direction={direction}: must be maximize, since jobs return val/acc")
+        if "seed" in keys:
+            raise UserError("seed: a search would choose the luckiest; leave it out, and try the best with sweep=seeds")
         fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
         check = Preflight(folder, [])
         for chosen in ([], *([value] for override in overrides for value in known_values(override))):
@@ -177,7 +181,6 @@ class SweepCallback(Callback):
             self.alone.acquire()
         except filelock.Timeout:
             raise UserError(f"{folder}: another process searches there; wait for it, or choose a sweep.name") from None
-        ledger.register(folder, keys, settings, [], num_expected=sweeper.get("n_trials"))
         if sweeper.get("storage") and sweeper.get("study_name"):
             from mnist_lit.sweep.search import take_up
 
@@ -185,10 +188,16 @@ class SweepCallback(Callback):
                 name = job_name(keys, [f"{key}={value}" for key, value in params.items()])
                 return (ledger.read_result(folder / name) or {}).get("status")
 
-            num_done, num_begun = take_up(sweeper.storage, sweeper.study_name, status_of)
+            choices = {
+                override.get_key_element(): list(override.sweep_iterator(Transformer.encode))
+                for override in overrides
+                if override.is_choice_sweep()
+            }
+            num_done, num_begun = take_up(sweeper.storage, sweeper.study_name, choices, status_of)
             sweeper.n_trials = max(sweeper.n_trials - num_done, 0)
             if sweeper.sampler.get("seed") is not None:
                 sweeper.sampler.seed += num_begun  # or it would draw the first trials again
+        ledger.register(folder, keys, settings, [], num_expected=num_trials)
 
 
 def check_folders(config: DictConfig) -> None:
@@ -231,12 +240,21 @@ def all_overrides(loader: ConfigLoader, config: DictConfig) -> list[Override]:
 
 
 def known_values(override: Override) -> list[str]:
-    """Return, as overrides, the values that a search may choose for a key, or the ends of a range."""
+    """Return, as overrides, the values that a search may choose for a key, or the ends of a range.
+
+    Raises UserError for a range that has no values.
+    """
     if not override.is_sweep_override():
         return []
     swept = override.value()
     values: Iterable[float | str | None]
     if isinstance(swept, IntervalSweep):
+        assert swept.start is not None
+        assert swept.end is not None
+        if swept.start > swept.end:
+            raise UserError(f"{override.input_line}: the smaller end comes first")
+        if "log" in swept.tags and swept.start <= 0:
+            raise UserError(f"{override.input_line}: a logarithmic range begins above 0")
         values = [swept.start, swept.end]
     elif isinstance(swept, RangeSweep):  # a search takes the end too
         values = [swept.start, swept.stop]

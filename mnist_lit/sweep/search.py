@@ -13,18 +13,31 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
+from mnist_lit.errors import UserError
 from mnist_lit.sweep.ledger import WORST
 
 
-def take_up(storage: str, name: str, status_of: Callable[[Mapping[str, Any]], str | None]) -> tuple[int, int]:
+def take_up(
+    storage: str,
+    name: str,
+    choices: Mapping[str, list[Any]],
+    status_of: Callable[[Mapping[str, Any]], str | None],
+) -> tuple[int, int]:
     """Queue the trials that were cut off or failed; return how many need no other try, and how many were begun.
 
     `storage` is a database's URL; the study is created in it if it is not there. No other process may be at
-    work on it. `status_of` gives, for a trial's parameters, how its job ended; one that failed got the worst value.
+    work on it. `choices` has the values of each key that takes one of several; Optuna cannot change them, and UserError
+    is raised if they are others than before. `status_of` gives, for a trial's parameters, how its job ended; one that
+    failed got the worst value.
     """
     optuna.logging.set_verbosity(logging.WARNING)
     study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
     trials = study.get_trials(deepcopy=False)
+    for key, distribution in trials[0].distributions.items() if trials else ():
+        before, now = list(getattr(distribution, "choices", ())), choices.get(key, [])
+        if before != now:
+            told = f"has chosen from {before or 'a range'}, not {now or 'a range'}, and cannot change that"
+            raise UserError(f"{key}: this search {told}; give it another sweep.name")
     again, num_done = [], 0
     for trial in trials:
         if trial.state == TrialState.RUNNING:

@@ -119,13 +119,19 @@ def test_a_search_tries_failed_jobs_again(sweep: Sweep, monkeypatch: pytest.Monk
         )
 
 
-def test_a_search_over_few_values_has_an_end(sweep: Sweep) -> None:
+def test_a_search_over_few_values_has_an_end(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     optuna = pytest.importorskip("optuna", reason="needs the extra optuna")
     fixed = ("data.batch_size=choice(256,512)", "optimizer.lr=0.1", "trainer.max_epochs=1")
     for _ in range(2):
         assert sweep("sweep=tpe", *fixed, "hydra.sweeper.n_trials=4", "sweep.name=s") == 0
         study = optuna.load_study(study_name="tpe", storage="sqlite:///outputs/sweeps/s/study.db")
         assert len(study.trials) == 4
+    before = Path("outputs/sweeps/s", ledger.LEDGER).read_bytes()
+    for other, told in {"choice(128,512)": "[128, 512]", "range(1,512)": "a range"}.items():
+        assert sweep("sweep=tpe", *fixed, f"data.batch_size={other}", "hydra.sweeper.n_trials=5", "sweep.name=s") == 2
+        told = f"data.batch_size: this search has chosen from [256, 512], not {told}, and cannot change that"
+        assert capsys.readouterr().err == f"error: {told}; give it another sweep.name\n"
+    assert Path("outputs/sweeps/s", ledger.LEDGER).read_bytes() == before
 
 
 def test_a_search_that_is_refused_leaves_the_other_alone(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,6 +162,14 @@ def test_what_all_trials_share_is_checked_before_the_first(sweep: Sweep, capsys:
     assert "a search goes by validation images, and there are none" in capsys.readouterr().err
     assert sweep("sweep=tpe", "optimizer.momentum=interval(-0.5,0.9)") == 2
     assert "-0.5" in capsys.readouterr().err
+    assert sweep("sweep=tpe", "optimizer.lr=interval(1,0.1)") == 2
+    assert capsys.readouterr().err == "error: optimizer.lr=interval(1,0.1): the smaller end comes first\n"
+    assert sweep("sweep=tpe", "optimizer.momentum=tag(log,interval(0,0.9))") == 2
+    assert "momentum=tag(log,interval(0,0.9)): a logarithmic range begins above 0\n" in capsys.readouterr().err
+    assert sweep("sweep=tpe", "seed=range(3)") == 2
+    assert "error: seed: a search would choose the luckiest; leave it out" in capsys.readouterr().err
+    assert sweep("sweep=tpe", "hydra.sweeper.direction=minimize") == 2
+    assert "error: hydra.sweeper.direction=minimize: must be maximize" in capsys.readouterr().err
     assert sweep("sweep=tpe", "hydra.sweeper.n_trials=0") == 2
     assert capsys.readouterr().err == "error: hydra.sweeper.n_trials=0: must be at least 1\n"
     assert not Path("outputs").exists()
