@@ -5,11 +5,14 @@ import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import pandas as pd
+
 from mnist_lit.sweep import sentences
 from mnist_lit.sweep.charts import CAPTIONS, MAX_VALUES
+from mnist_lit.sweep.identity import short_keys
 from mnist_lit.sweep.notation import cut, fixed, mean_and_sd, num_decimals, plus_minus, shown
-from mnist_lit.sweep.ranking import Summary
-from mnist_lit.sweep.runs import parse_overrides, setting_of
+from mnist_lit.sweep.ranking import Summary, swept_values, without_repetitions
+from mnist_lit.sweep.runs import is_test, metric_tags, parse_overrides, setting_of
 
 MAX_ROWS = 50  # of a table
 
@@ -69,12 +72,24 @@ def blocks(summary: Summary, charts: Collection[str]) -> list[Block]:
         blocks += [Heading("Effect of each key"), *_effect_tables(summary)]
     if charts:
         blocks += [Heading("Pictures"), *[Chart(name) for name in CAPTIONS if name in charts]]
-    unfinished = unfinished_table(summary)
+    return [*blocks, *_appendix(summary.runs)]
+
+
+def blocks_without_ranking(runs: pd.DataFrame) -> list[Block]:
+    """Return the report on runs of `read_runs`'s table that were never validated."""
+    told = [Text(sentences.counts_without_ranking(runs)), Text(sentences.NOT_RANKED)]
+    return [*told, test_scores_table(runs), *_appendix(runs)]
+
+
+def _appendix(runs: pd.DataFrame) -> list[Block]:
+    """Return what did not finish, and the conditions of all runs."""
+    blocks: list[Block] = []
+    unfinished = unfinished_table(runs)
     if unfinished.rows:
         first = Table(unfinished.headers, unfinished.rows[:MAX_ROWS])
         blocks += [Heading("Runs that did not finish"), first, *_more(len(unfinished.rows))]
     columns = {"device": "device", "versions": "versions", "git_commit": "commit"}
-    conditions = [[name, "; ".join(summary.runs[column].dropna().unique())] for column, name in columns.items()]
+    conditions = [[name, "; ".join(runs[column].dropna().unique())] for column, name in columns.items()]
     return [*blocks, Heading("Conditions"), Table(["what", "value"], [row for row in conditions if row[1]])]
 
 
@@ -149,8 +164,27 @@ def _effect_tables(summary: Summary) -> list[Block]:
     return [*blocks, table] if rows else blocks
 
 
-def unfinished_table(summary: Summary) -> Table:
+def test_scores_table(runs: pd.DataFrame) -> Table:
+    """Return the test scores of the settings of `read_runs`'s table, in the order they ran.
+
+    Test images that choose a setting cannot judge it any more, so that none is the best.
+    """
+    finished = without_repetitions(runs[runs["status"] == "finished"])
+    tags = [tag for tag in metric_tags(finished) if is_test(tag)]
+    values = swept_values(finished)
+    names = short_keys(list(values.columns))
+    settings = (
+        values.map(shown).agg(tuple, axis="columns") if names else pd.Series([()] * len(finished), finished.index)
+    )
+    rows = [
+        [*setting, *(mean_and_sd(group[tag]) for tag in tags), str(len(group))]
+        for setting, group in finished.groupby(settings, sort=False)
+    ]
+    return Table([*names.values(), *(f"{tag} (mean ± sd)" for tag in tags), "n"], rows)
+
+
+def unfinished_table(runs: pd.DataFrame) -> Table:
     """Return the table of the runs that did not finish, and why."""
-    runs = summary.runs[summary.runs["status"] != "finished"].sort_values("status", kind="stable")
+    runs = runs[runs["status"] != "finished"].sort_values("status", kind="stable")
     rows = [list(row) for row in runs[["run", "status", "error"]].fillna("-").itertuples(index=False, name=None)]
     return Table(["run", "status", "reason"], rows)

@@ -10,11 +10,20 @@ import pandas as pd
 
 from mnist_lit.sweep import sentences
 from mnist_lit.sweep.charts import CAPTIONS
-from mnist_lit.sweep.contents import Block, Chart, Heading, Notes, Table, Text, ranking_table, unfinished_table
+from mnist_lit.sweep.contents import (
+    Block,
+    Chart,
+    Heading,
+    Notes,
+    Table,
+    Text,
+    ranking_table,
+    test_scores_table,
+    unfinished_table,
+)
 from mnist_lit.sweep.identity import short_keys
-from mnist_lit.sweep.notation import count, mean_and_sd, shown
-from mnist_lit.sweep.ranking import Summary, swept_values, without_repetitions
-from mnist_lit.sweep.runs import is_test, metric_tags
+from mnist_lit.sweep.notation import mean_and_sd
+from mnist_lit.sweep.ranking import Summary
 
 MAX_ROWS_TERMINAL = 10
 STYLE = """
@@ -50,7 +59,7 @@ def terminal_text(title: str, summary: Summary) -> str:
         rows.append(("diverged", sentences.bad_runs(summary)))
     else:
         lines += ["No run has finished, so there is nothing to rank.", ""]
-        rows += [(status, f"{run}: {reason}") for run, status, reason in unfinished_table(summary).rows[:3]]
+        rows += [(status, f"{run}: {reason}") for run, status, reason in unfinished_table(summary.runs).rows[:3]]
     rows += [("note", warning) for warning in sentences.warnings(summary)]
     for name, text in rows:
         lines += textwrap.wrap(
@@ -65,25 +74,10 @@ def terminal_text(title: str, summary: Summary) -> str:
 
 
 def text_without_ranking(title: str, runs: pd.DataFrame) -> str:
-    """Return the test scores of the settings of `read_runs`'s table, in the order they ran, and why none is the best.
-
-    Test images that choose a setting cannot judge it any more.
-    """
-    finished = without_repetitions(runs[runs["status"] == "finished"])
-    tags = [tag for tag in metric_tags(finished) if is_test(tag)]
-    values = swept_values(finished)
-    names = short_keys(list(values.columns))
-    settings = (
-        values.map(shown).agg(tuple, axis="columns") if names else pd.Series([()] * len(finished), finished.index)
-    )
-    rows = [
-        [*setting, *(mean_and_sd(group[tag]) for tag in tags), str(len(group))]
-        for setting, group in finished.groupby(settings, sort=False)
-    ]
-    table = _aligned([[*names.values(), *(f"{tag} (mean ± sd)" for tag in tags), "n"], *rows])
-    ended = f"{title}: {len(finished)} of {count(len(runs), 'run')} finished."
-    why = "No run was validated (data.val_size=0), so nothing is ranked. On the test images:"
-    return "\n".join([ended, why, "", *table])
+    """Return the short text on runs of `read_runs`'s table that were never validated."""
+    table = test_scores_table(runs)
+    counts = sentences.counts_without_ranking(runs)
+    return "\n".join([f"{title}: {counts}", sentences.NOT_RANKED, "", *_aligned([table.headers, *table.rows])])
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterator
 
+import pandas as pd
+
 from mnist_lit.result import FILE_NAME
 from mnist_lit.sweep.comparison import ALPHA, least_effect
 from mnist_lit.sweep.identity import DRAWN_NUMBER
@@ -21,6 +23,8 @@ CHANGES_VAL_IMAGES = {
     "trainer.overfit_batches",
     "debug",
 }
+
+NOT_RANKED = "No run was validated (data.val_size=0), so nothing is ranked. On the test images:"
 
 
 def warnings(summary: Summary) -> Iterator[str]:
@@ -95,6 +99,11 @@ def counts(summary: Summary) -> str:
     if summary.repetitions:
         text += f" Left out: {count(summary.repetitions, 'run')} with the configuration and seed of another."
     return text
+
+
+def counts_without_ranking(runs: pd.DataFrame) -> str:
+    """Say how many of the runs that were never validated finished."""
+    return f"{(runs['status'] == 'finished').sum()} of {count(len(runs), 'run')} finished."
 
 
 def selection(summary: Summary) -> str:

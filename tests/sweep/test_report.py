@@ -1,5 +1,6 @@
 import csv
 import io
+import os
 import re
 import subprocess
 import sys
@@ -35,15 +36,28 @@ def test_runs_without_validation_are_told_but_not_ranked(add: Add, sweep_dir: Pa
         "experiment  test/acc (mean ± sd)  n",
         "blog        0.8850 ± 0.0071       2",
         "tuned       0.9850 ± 0.0071       2",
+        f"report      {os.path.relpath(sweep_dir)}/report.html",
     ]
-    assert not (sweep_dir / "report.md").exists()
+    page = (sweep_dir / "report.md").read_text()
+    assert "4 of 5 runs finished.\n\nNo run was validated" in page
+    assert "| tuned | 0.9850 ± 0.0071 | 2 |" in page
+    assert cells_of_markdown(page, "Runs that did not finish")[1][1:] == ["diverged", "NaN"]
+    assert "<td>0.9850 ± 0.0071</td>" in (sweep_dir / "report.html").read_text()
+    rows = list(csv.DictReader(io.StringIO((sweep_dir / "results.csv").read_text())))
+    assert [(row["experiment"], row["seed"], row["status"], row["test/acc"]) for row in rows] == [
+        ("blog", "0", "finished", "0.88"),
+        ("blog", "1", "finished", "0.89"),
+        ("tuned", "0", "finished", "0.98"),
+        ("tuned", "1", "finished", "0.99"),
+        ("tuned", "2", "diverged", ""),
+    ]
 
 
 def test_seeds_without_validation_are_one_setting(add: Add, sweep_dir: Path) -> None:
     for seed, acc in enumerate((0.98, 0.99)):
         add("experiment=tuned", seed=seed, metrics={"test/acc": acc})
     add("experiment=tuned", seed=1, metrics={"test/acc": 0.99}, name="again")  # no further evidence
-    assert write_report([sweep_dir], sweep_dir).splitlines()[-1] == "0.9850 ± 0.0071       2"
+    assert write_report([sweep_dir], sweep_dir).splitlines()[-2] == "0.9850 ± 0.0071       2"
 
 
 def test_csv_has_one_row_a_run_in_the_order_of_the_ranking(grid: Path) -> None:
