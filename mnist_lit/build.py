@@ -135,7 +135,7 @@ def preflight(cfg: DictConfig) -> tuple[dict[str, Any], MNISTDataModule, Classif
         model=build_part("model", cfg.model),
         loss=build_part("loss", cfg.loss),
         optimizer=build_part("optimizer", cfg.optimizer),
-        scheduler=build_part("scheduler", cfg.scheduler) if "_target_" in (cfg.scheduler or {}) else None,
+        scheduler=build_part("scheduler", cfg.scheduler) if cfg.scheduler else None,
         num_classes=len(datamodule.class_names),
     )
     _check_optimizer_and_scheduler(module)

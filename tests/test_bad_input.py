@@ -84,6 +84,8 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("+optimizer.lrr=1", ["optimizer.lrr=1: not a key; did you mean lr?", "momentum"]),
     ("+foo=1", ["foo=1: not a key; the configuration takes data, augmentation, model, loss, optimizer"]),
     ("trainer.accelerator=cpu trainer.devices=4096", ["trainer.devices=4096: this machine has ", " processors"]),
+    ("~optimizer +optimizer={}", ["optimizer={}: must have a _target_, which names its class"]),
+    ("+scheduler.interval=step", ["scheduler={'interval': 'step'}: must have a _target_, which names its class"]),
     ("augmentation=blur", ["augmentation=blur: no such option, there are affine_elastic, elastic, none"]),
     (
         "augmentation.alpha=1",
