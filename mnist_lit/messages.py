@@ -58,6 +58,8 @@ def describe(error: BaseException) -> str:
     ambiguous = re.search(r"Ambiguous value for argument '(.+)'", told)
     if several := ambiguous or re.search(r"Sweep parameters '(.+)' requires --multirun", told):
         return f"{several[1]}: a single run takes one value; add -m for a sweep, or brackets for a list"
+    if listed := re.match(r"Could not delete '(.+)'\. No match in the defaults list", told):
+        return f"~{listed[1]}: takes a list of options; {listed[1]}=[] leaves out all, ~{listed[1]}.NAME one"
     if isinstance(error, HydraException | OmegaConfBaseException):
         return " ".join(str(cause if isinstance(cause, OmegaConfBaseException) else error).split())
     if isinstance(error, OSError):

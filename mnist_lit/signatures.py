@@ -50,7 +50,7 @@ def check_arguments(
     for name in required:
         if name not in node and name not in given:
             dotted = f"{key}.{name}" if key else name
-            hint = f"; add _partial_: true, {LATER[name]} later" if name in LATER else ""
+            hint = f"; add _partial_: true, {LATER[name]} later" if key and name in LATER else ""
             raise UserError(f"{dotted} is missing: {key or 'the configuration'} needs it{hint}")
 
 

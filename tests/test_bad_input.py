@@ -86,6 +86,8 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("trainer.accelerator=cpu trainer.devices=4096", ["trainer.devices=4096: this machine has ", " processors"]),
     ("~optimizer +optimizer={}", ["optimizer={}: must have a _target_, which names its class"]),
     ("+scheduler.interval=step", ["scheduler={'interval': 'step'}: must have a _target_, which names its class"]),
+    ("~callbacks", ["~callbacks: takes a list of options; callbacks=[] leaves out all, ~callbacks.NAME one\n"]),
+    ("~optimizer", ["optimizer is missing: the configuration needs it\n"]),
     ("augmentation=blur", ["augmentation=blur: no such option, there are affine_elastic, elastic, none"]),
     (
         "augmentation.alpha=1",

@@ -202,6 +202,8 @@ class SweepCallback(Callback):
 
 def check_folders(config: DictConfig) -> None:
     """Raise UserError where the command line puts the sweep, or its jobs, elsewhere than the ledger looks for them."""
+    if not str(config.sweep.name).strip("./ "):
+        raise UserError(f"sweep.name='{config.sweep.name}': must be the name of a folder; leave it out for the default")
     if not OmegaConf.is_interpolation(config, "run_dir"):
         told = "each job has a folder of its own below hydra.sweep.dir; leave it out"
         raise UserError(f"run_dir={config.run_dir}: {told}")

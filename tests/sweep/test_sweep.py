@@ -113,7 +113,7 @@ def test_experiments_can_be_swept(sweep: Sweep, capsys: pytest.CaptureFixture[st
     assert sweep("experiment=tuned,blog", "trainer.max_epochs=1") == 0
     assert list(results("outputs/sweeps/experiment")) == ["experiment=blog", "experiment=tuned"]
     captured = capsys.readouterr()
-    assert len(captured.out.splitlines()) == 2 + 6  # a line a job, and their scores
+    assert len(captured.out.splitlines()) == 2 + 7  # a line a job, and their scores
     assert captured.err.startswith("note: no job has validation images, so nothing will rank them; data.val_size=5000")
 
 
@@ -159,6 +159,8 @@ def test_a_trainer_that_cannot_be_built_is_refused_before_the_first_job(
             "run_dir=elsewhere",
             "run_dir=elsewhere: each job has a folder of its own below hydra.sweep.dir",
         ),
+        ("sweep.name=", "sweep.name='': must be the name of a folder; leave it out for the default"),
+        ("sweep.name=..", "sweep.name='..': must be the name of a folder; leave it out for the default"),
         ("hydra.sweep.subdir=${hydra.job.num}", "hydra.sweep.subdir=${hydra.job.num}: a job's folder is named by"),
     ],
 )
