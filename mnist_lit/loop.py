@@ -63,13 +63,19 @@ class StepLoop(_TrainingEpochLoop):
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
         """Make one step."""
-        trainer = self.trainer
         if not self.is_plain or self.restarting or self.val_loop.restarting:
             super().advance(data_fetcher)
             return
         batch, _, _ = next(data_fetcher)
-        batch_idx = self.batch_idx + 1
         self.batch_progress.is_last_batch = data_fetcher.done
+        try:
+            self._advance(batch)
+        except StopIteration as error:  # of a network's or a callback's own; Lightning would end the epoch
+            raise RuntimeError("StopIteration within a step") from error
+
+    def _advance(self, batch: Any) -> None:
+        trainer = self.trainer
+        batch_idx = self.batch_idx + 1
         # By way of the strategy, which asks anew whose hooks to call, it would take 20 us longer.
         data = trainer.datamodule
         batch = data.on_before_batch_transfer(batch, 0)

@@ -152,6 +152,15 @@ def test_a_step_is_lightnings_own(
     assert logged in ours.trainer.callback_metrics
 
 
+def test_a_bug_does_not_end_an_epoch_early(make: Any) -> None:
+    class Exhausted(L.Callback):
+        def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+            next(iter(()))
+
+    with pytest.raises(RuntimeError, match=r"^StopIteration within a step$"):
+        fit(make(name="run"), Exhausted())
+
+
 def test_a_callback_may_change_the_steps(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = make(name="ours")
     fit(ours, Restless())
