@@ -9,6 +9,7 @@ Both import what takes seconds when they are called. Importing the entry point `
 command line, replaces the function by that module.
 """
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,7 +57,9 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> "Run":
         run_folder.write_config(cfg, folder, overrides)
         try:
             run.execute(test=cfg.test)
-        except SystemExit:  # what Lightning makes of Ctrl-C
+        except SystemExit as end:  # what Lightning makes of Ctrl-C
+            if end.code == 128 + signal.SIGTERM:
+                raise
             raise KeyboardInterrupt from None
     return run
 

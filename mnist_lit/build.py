@@ -1,7 +1,6 @@
 """From configuration to objects, checked before anything starts.
 
-Besides the entry points only this, `composition`, `cli`, `messages`, `startup` and `run_folder` know about Hydra; what
-is built here takes plain arguments.
+What is built here takes plain arguments, and knows nothing of Hydra.
 """
 
 import logging
@@ -129,7 +128,7 @@ def preflight(cfg: DictConfig) -> tuple[dict[str, Any], MNISTDataModule, Classif
     """
     config = check(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    augmentation = build_part("augmentation", cfg.augmentation) if "_target_" in (cfg.augmentation or {}) else None
+    augmentation = build_part("augmentation", cfg.augmentation) if cfg.augmentation else None
     datamodule: MNISTDataModule = build_part("data", cfg.data, augmentation=augmentation)
     module = Classifier(
         model=build_part("model", cfg.model),

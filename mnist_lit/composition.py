@@ -1,5 +1,6 @@
 """How Hydra's configurations are composed from `conf/`: once, and those of a multirun's jobs from one another."""
 
+import logging
 import os
 import pickle
 from collections.abc import Sequence
@@ -86,6 +87,7 @@ class JobLoader(ConfigLoaderImpl):
         """Prepare another process for the jobs it will be given."""
         self.__dict__ = state
         register_resolvers()
+        logging.raiseExceptions = False  # as in `cli.run`
         os.chdir(self.folder)  # so that relative paths, the sweep's and the data's, mean the same there
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:

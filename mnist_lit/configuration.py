@@ -38,9 +38,10 @@ def sweep(
 
 def check_together(config: dict[str, Any]) -> None:
     """Check ranges that no constructor looks at; raises UserError for these and for combinations that cannot work."""
-    for part in ("data", "model", "loss", "optimizer", "trainer", *(["scheduler"] if config["scheduler"] else [])):
+    can_be_left_out = [part for part in ("augmentation", "scheduler") if config[part]]
+    for part in ("data", "model", "loss", "optimizer", "trainer", *can_be_left_out):
         if "_target_" not in config[part]:
-            raise UserError(f"{part}={config[part]}: must have a _target_, which names its class")
+            raise UserError(f"{part}: must have a _target_, which names its class")
     trainer, optimizer = config["trainer"], config["optimizer"]
     if not 0 <= config["seed"] < 2**32:
         raise UserError(f"seed={config['seed']}: must be from 0 to 4294967295")

@@ -70,15 +70,15 @@ class TensorBoard(TensorBoardLogger):
         assert isinstance(model, Classifier)
         from torch.utils.tensorboard._pytorch_graph import graph
 
-        shape = repr(model.model)
-        if shape not in self.graphs:
+        network = f"{model.hparams.get('model')} {model.model!r}"  # two of a class of one's own may be printed alike
+        if network not in self.graphs:
             images = torch.zeros(1, 28, 28).to(next(model.parameters()))
             with warnings.catch_warnings(), torch.no_grad():
                 # TensorBoard's graphs need torch.jit.trace, which torch deprecates: nothing a user can fix.
                 warnings.simplefilter("ignore")
                 self.graphs.clear()
-                self.graphs[shape] = graph(model.model, images)
-        self.experiment._get_file_writer().add_graph(self.graphs[shape])
+                self.graphs[network] = graph(model.model, images)
+        self.experiment._get_file_writer().add_graph(self.graphs[network])
         self.experiment.flush()
 
     @rank_zero_only
@@ -95,10 +95,10 @@ class TensorBoard(TensorBoardLogger):
         """Make TensorBoard drop the points beyond `step` that earlier event files in the folder hold."""
         self._kwargs["purge_step"] = step + 1
         # TensorBoard reads event files by the order of their names, events.out.tfevents.<second>.<host>.<process>...:
-        # one of the same second may come before them.
+        # one of the same second, or of another machine whose clock is late, would come before them.
         seconds = [path.name.split(".")[3] for path in Path(self.log_dir).glob("events.out.tfevents.*")]
         last = max((int(second) for second in seconds if second.isdigit()), default=0)
-        time.sleep(min(max(0.0, last + 1 - time.time()), 1.0))
+        time.sleep(min(max(0.0, last + 1 - time.time()), 10.0))
 
     @rank_zero_only
     def close(self) -> None:

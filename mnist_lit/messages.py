@@ -26,6 +26,7 @@ UNNAMED = (
     "argument of type 'NoneType' is not",  # in a list of options
     "The --resolve flag can only",
     "Only one of --run, --multirun",
+    "invalid literal for int()",  # a key within a list
 )
 
 # Goes to the run folder's log only (conf/hydra/default.yaml).
@@ -63,7 +64,7 @@ def describe(error: BaseException) -> str:
     if isinstance(error, HydraException | OmegaConfBaseException):
         return " ".join(str(cause if isinstance(cause, OmegaConfBaseException) else error).split())
     if isinstance(error, OSError):
-        return ": ".join(filter(None, [error.strerror, error.filename])) or in_one_line(error)
+        return ": ".join(map(str, filter(None, [error.strerror, error.filename]))) or in_one_line(error)
     return in_one_line(error)
 
 
@@ -101,8 +102,8 @@ def _options_with(error: ConfigKeyError | ConfigAttributeError) -> str:
         return ""  # only a training has options
     key = str(error.full_key)
     group, _, name = key.partition(".")
-    options = _options(group)
-    if options and not (name and error.parent_node):
+    options = [option for option in _options(group) if option != "none" and group != "hydra"]
+    if options and not (name and error.parent_node):  # nothing is chosen
         return f"; choose {group}={', '.join(options)}"
     # A sweep's file may set any key; another option's those of its group.
     searched = {f"sweep={option}": (CONF_DIR / "sweep" / f"{option}.yaml", key) for option in _options("sweep")}
@@ -136,9 +137,9 @@ def tell(error: Exception) -> int:
         return 128 + signal.SIGPIPE
     is_users = isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError)
     line = f"error: {describe(error)}"
-    if file_log.handlers:  # set up by Hydra once there is a run folder
-        file_log.error(line, exc_info=None if is_users else error)
     is_told = is_users and not (isinstance(error, OSError) and error.filename is None)
+    if file_log.handlers:  # set up by Hydra once there is a run folder
+        file_log.error(line, exc_info=None if is_told else error)
     for handler in [] if is_told else file_log.handlers:
         if isinstance(handler, logging.FileHandler):
             line += f" (where: {os.path.relpath(handler.baseFilename)})"

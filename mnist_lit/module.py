@@ -126,7 +126,7 @@ class Classifier(L.LightningModule):
         }
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        """Set the gradients to None directly: `Optimizer.zero_grad` takes 40 us longer."""
+        """Set the gradients to None directly: `Optimizer.zero_grad` takes 5 us longer."""
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         if isinstance(error, BrokenPipeError) and is_stdout_closed():
             sys.exit(128 + signal.SIGPIPE)
-        sys.exit(_refuse(f"{error.strerror}: {error.filename}"))
+        sys.exit(_refuse(f"{error.strerror}: {error.filename or output}"))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

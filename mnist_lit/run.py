@@ -125,7 +125,7 @@ class Run:
                 self.stopped_early = f"after epoch {stopping.stopped_epoch + 1}: {why}"
             elif (seconds_left := self.timer.time_remaining()) is not None and seconds_left <= 0:
                 self.stopped_early = "the limit of time was reached (trainer.max_time)"
-        if path := self._best_checkpoint():
+        if path := getattr(self.trainer.checkpoint_callback, "best_model_path", None):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             # To be tested. Lightning would give callbacks their states back, too, and one that averages weights then
             # puts others in the place of those that were validated.
@@ -140,10 +140,6 @@ class Run:
         with quiet():
             self.trainer.test(self.module, datamodule=self.datamodule, verbose=False)
         self.metrics |= {tag: value.item() for tag, value in self.trainer.callback_metrics.items()}
-
-    def _best_checkpoint(self) -> str | None:
-        """Return the path of the checkpoint to keep, or None where none was written."""
-        return getattr(self.trainer.checkpoint_callback, "best_model_path", None) or None
 
     def _result(self, status: Status, error: BaseException | None) -> Result:
         seconds = self.fit_seconds

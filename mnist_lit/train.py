@@ -68,7 +68,7 @@ def train(cfg: DictConfig) -> float | None:
         elif is_first:
             run_folder.check_is_new(run_dir)
         with run_folder.no_folder_left(run_dir):
-            run = _build(cfg, _known_overrides(run_dir) if is_resumed else ())
+            run = _build(cfg, run_folder.read_overrides(run_dir) if is_resumed else ())
             run.datamodule.prepare_data()
         result = _execute(run, cfg, _checkpoint_of(run) if is_resumed else None)
     if run.trainer.is_global_zero:
@@ -97,14 +97,6 @@ def _as_it_was(cfg: DictConfig) -> DictConfig:
             OmegaConf.update(saved, key, OmegaConf.select(cfg, key))
     saved.run_dir = cfg.run_dir
     return saved
-
-
-def _known_overrides(run_dir: Path) -> Sequence[str]:
-    """Return the overrides that a run was started with; earlier versions kept them in its result alone."""
-    overrides: Sequence[str] = run_folder.read_overrides(run_dir) or (ledger.read_result(run_dir) or {}).get(
-        "overrides", ()
-    )
-    return overrides
 
 
 def _checkpoint_of(run: "Run") -> Path | None:

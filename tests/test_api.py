@@ -1,10 +1,12 @@
 """What notebooks use: `from mnist_lit import load_model, train`."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import read_result
 from made_processes import script_in_child
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -66,6 +68,29 @@ except UserError as error:
     ]
     assert not list(tmp_path.glob("outputs/train/*/*"))
     assert (tmp_path / "a,b=c" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, "KeyboardInterrupt()"), (signal.SIGTERM, "SystemExit(143)")]
+)
+def test_a_signal_raises_what_it_does_elsewhere(number: signal.Signals, raised: str, tmp_path: Path) -> None:
+    script = f"""
+import os
+from mnist_lit import train
+from mnist_lit.module import Classifier
+training_step = Classifier.training_step
+def patched(*arguments):
+    os.kill(os.getpid(), {number.value})
+    return training_step(*arguments)
+Classifier.training_step = patched
+try:
+    train("data=sample", run_dir="run")
+except BaseException as error:
+    print(repr(error))
+"""
+    code, printed, errors = script_in_child(script, tmp_path)
+    assert (code, printed.splitlines()[-1]) == (0, raised), errors
+    assert read_result(tmp_path / "run")["status"] == "interrupted"
 
 
 @pytest.mark.parametrize("name", ["train", "load_model"])

@@ -12,7 +12,7 @@ import pytest
 from mnist_lit.composition import PACKAGE
 
 # What knows Hydra besides the entry points.
-KNOW_HYDRA = {"build", "cli", "composition", "messages", "run_folder", "startup"}
+KNOW_HYDRA = {"build", "cli", "composition", "messages", "run_folder", "startup", "sweep.search"}
 VAGUE = {"util", "utils", "helper", "helpers", "common", "base", "misc", "lib", "tools", "core"}
 
 MODULES = {

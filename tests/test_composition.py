@@ -1,3 +1,5 @@
+import logging
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,3 +119,9 @@ def test_configuration_is_composed_as_by_hydra_but_once(
     assert main(*arguments) == ours
     assert configs[: len(configs) // 2] == configs[len(configs) // 2 :]
     assert len(configs) == (0 if ours.code else 2)
+
+
+def test_a_full_disk_is_told_once_in_other_processes_too(loaders: Loaders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    pickle.loads(pickle.dumps(loaders[1]))
+    assert not logging.raiseExceptions

@@ -81,11 +81,11 @@ def test_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "file"
     write_atomically(path, "old")
 
-    def fail(self: Path, data: str, *args: object, **kwargs: object) -> int:
-        self.write_bytes(data.encode()[:1])
+    def fail(self: Path, data: bytes) -> int:
+        self.write_text(data.decode()[:1], encoding="utf-8")
         raise OSError("no space")
 
-    monkeypatch.setattr(Path, "write_text", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(OSError, match=r"^no space$"):
         write_atomically(path, "new")
     assert path.read_text(encoding="utf-8") == "old"

@@ -1,6 +1,5 @@
 """Runs that are cut off and go on end in the same bits as runs that never were."""
 
-import re
 import shutil
 import signal
 import time
@@ -253,14 +252,6 @@ def test_a_schedule_that_goes_by_a_metric_goes_on(tmp_path: Path) -> None:
     assert resume(folder) == 0
     assert_same(folder, whole)
     assert read_checkpoint(folder, "last")["progress"]["plateau"]["last_epoch"] == 3
-
-
-def test_overrides_of_runs_that_kept_them_in_their_result_only_are_found(main: Main, tmp_path: Path) -> None:
-    assert main("debug=fast", "optimizer.lr=0.3", "hydra.run.dir=run").code == 0
-    path = tmp_path / "run" / "config.yaml"
-    path.write_text(re.sub("# Changed.*\n", "", path.read_text(encoding="utf-8")), encoding="utf-8")
-    assert main("resume=run", "trainer.max_epochs=2").code == 0
-    assert read_result(tmp_path / "run")["overrides"] == ["debug=fast", "optimizer.lr=0.3", "trainer.max_epochs=2"]
 
 
 def test_no_result_stays_beside_the_checkpoints_of_another_attempt(main: Main, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from mnist_lit.result import write_atomically
+
 
 class WholeFiles(TorchCheckpointIO):
     """Writes a checkpoint beside its place, then moves it there: a killed process leaves the old file or the new one.
@@ -24,14 +26,9 @@ class WholeFiles(TorchCheckpointIO):
         """Write the file, in a folder that is made if need be."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            content = io.BytesIO()
-            torch.save(checkpoint, content)
-            scratch.write_bytes(content.getvalue())  # an OSError where the disk is full
-            scratch.replace(path)
-        finally:
-            scratch.unlink(missing_ok=True)
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        write_atomically(path, content.getvalue())  # an OSError where the disk is full
 
 
 class MovableCheckpoint(ModelCheckpoint):

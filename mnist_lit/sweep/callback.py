@@ -1,6 +1,7 @@
 """Hydra's callback for multiruns: every job is checked before the first trains, and all are summed up after."""
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Transformer
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 # Compared by name, so that Hydra alone decides when plugins are imported.
 IN_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
+OPTUNA = "hydra_optuna_sweeper"
 HOLD_SOME_OUT = "data.val_size=5000 callbacks.checkpoint.monitor=val/acc holds some out"
 GRID_SWEEPER = "hydra_plugins.mnist_lit_sweeper.GridSweeper"
 
@@ -137,9 +139,9 @@ class SweepCallback(Callback):
             raise UserError(f"{' '.join(config.hydra.overrides.task[:-1])}: gives a key no value, so there is no job")
         check = Preflight(folder, keys)
         jobs = [check.job(loader.load_sweep_config(config, [*job, told]), job) for job in grid]
-        names = [job.name for job in jobs]
-        self.names = set(names)
-        if duplicates := {name for name in names if names.count(name) > 1}:
+        self.names = {job.name for job in jobs}
+        written = Counter(job_name(keys, [_as_number(override) for override in job]) for job in grid)
+        if duplicates := [name for name, times in written.items() if times > 1]:
             raise UserError(f"{', '.join(sorted(duplicates))}: there twice; name each value once")
         settings = unswept_settings(config, overrides)
         if config.sweep.dry_run:
@@ -161,8 +163,14 @@ class SweepCallback(Callback):
             raise UserError(f"hydra.sweeper.n_trials={num_trials}: must be at least 1")
         if not str(direction := sweeper.get("direction", "maximize")).endswith("maximize"):  # it may be an Enum's
             raise UserError(f"hydra.sweeper.direction={direction}: must be maximize, since jobs return val/acc")
-        if "seed" in keys:
-            raise UserError("seed: a search would choose the luckiest; leave it out, and try the best with sweep=seeds")
+        for key in {"seed", "data.split_seed"} & {*keys}:
+            raise UserError(
+                f"{key}: a search would choose the luckiest; leave it out, and try the best with sweep=seeds"
+            )
+        if OPTUNA in sweeper._target_:
+            from mnist_lit.sweep.search import distributions, take_up
+
+            distributions(overrides)
         fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
         check = Preflight(folder, [])
         for chosen in ([], *([value] for override in overrides for value in known_values(override))):
@@ -181,19 +189,13 @@ class SweepCallback(Callback):
             self.alone.acquire()
         except filelock.Timeout:
             raise UserError(f"{folder}: another process searches there; wait for it, or choose a sweep.name") from None
-        if sweeper.get("storage") and sweeper.get("study_name"):
-            from mnist_lit.sweep.search import take_up
+        if OPTUNA in sweeper._target_ and sweeper.storage and sweeper.study_name:
 
             def status_of(params: Mapping[str, Any]) -> str | None:
                 name = job_name(keys, [f"{key}={value}" for key, value in params.items()])
                 return (ledger.read_result(folder / name) or {}).get("status")
 
-            choices = {
-                override.get_key_element(): list(override.sweep_iterator(Transformer.encode))
-                for override in overrides
-                if override.is_choice_sweep()
-            }
-            num_done, num_begun = take_up(sweeper.storage, sweeper.study_name, choices, status_of)
+            num_done, num_begun = take_up(sweeper.storage, sweeper.study_name, distributions(overrides), status_of)
             sweeper.n_trials = max(sweeper.n_trials - num_done, 0)
             if sweeper.sampler.get("seed") is not None:
                 sweeper.sampler.seed += num_begun  # or it would draw the first trials again
@@ -242,27 +244,27 @@ def all_overrides(loader: ConfigLoader, config: DictConfig) -> list[Override]:
 
 
 def known_values(override: Override) -> list[str]:
-    """Return, as overrides, the values that a search may choose for a key, or the ends of a range.
-
-    Raises UserError for a range that has no values.
-    """
+    """Return, as overrides, the values that a search may choose for a key, or the ends of a range."""
     if not override.is_sweep_override():
         return []
     swept = override.value()
     values: Iterable[float | str | None]
     if isinstance(swept, IntervalSweep):
-        assert swept.start is not None
-        assert swept.end is not None
-        if swept.start > swept.end:
-            raise UserError(f"{override.input_line}: the smaller end comes first")
-        if "log" in swept.tags and swept.start <= 0:
-            raise UserError(f"{override.input_line}: a logarithmic range begins above 0")
         values = [swept.start, swept.end]
     elif isinstance(swept, RangeSweep):  # a search takes the end too
         values = [swept.start, swept.stop]
     else:
         values = override.sweep_string_iterator()
     return [f"{override.get_key_element()}={value}" for value in values]
+
+
+def _as_number(override: str) -> str:
+    """Write a number as all that equal it: 1 and 1.0."""
+    key, _, value = override.partition("=")
+    try:
+        return f"{key}={float(value):.17g}"
+    except ValueError:
+        return override
 
 
 def key_of(override: Override) -> str:

@@ -77,8 +77,10 @@ def blocks(summary: Summary, charts: Collection[str]) -> list[Block]:
 
 def blocks_without_ranking(runs: pd.DataFrame) -> list[Block]:
     """Return the report on runs of `read_runs`'s table that were never validated."""
+    scores = test_scores_table(runs)
+    first = Table(scores.headers, scores.rows[:MAX_ROWS])
     told = [Text(sentences.counts_without_ranking(runs)), Text(sentences.NOT_RANKED)]
-    return [*told, test_scores_table(runs), *_appendix(runs)]
+    return [*told, first, *_more(len(scores.rows)), *_appendix(runs)]
 
 
 def _appendix(runs: pd.DataFrame) -> list[Block]:

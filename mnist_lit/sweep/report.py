@@ -40,7 +40,7 @@ def write_report(folders: Sequence[Path], folder: Path, *, metric: str = METRIC)
     for name in CAPTIONS:
         path = folder / "figures" / f"{name}.png"
         if name in charts:
-            path.write_bytes(charts[name])
+            write_atomically(path, charts[name])
         else:
             path.unlink(missing_ok=True)  # of an earlier report, on other runs
     write_atomically(folder / "results.csv", table.to_csv(index=False, lineterminator="\n"))

@@ -230,6 +230,17 @@ def test_ctrl_c_is_answered_in_one_word(
     assert capsys.readouterr().err == "interrupted\n"
 
 
+def test_a_full_disk_is_told_with_the_folder(
+    grid: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mnist_lit.sweep.report.write_report", full)
+    assert run_entry_point(grid, "--output", "elsewhere") == 2
+    assert capsys.readouterr().err == "error: No space left on device: elsewhere\n"
+
+
 def test_help_is_quick_and_readable(tmp_path: Path) -> None:
     script = (
         "import sys, mnist_lit.report as report\n"

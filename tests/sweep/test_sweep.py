@@ -97,8 +97,9 @@ def test_all_jobs_are_checked_before_the_first_trains(sweep: Sweep, capsys: pyte
 
 
 def test_a_job_that_is_there_twice_is_refused(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sweep("seed=1,1") == 2
-    assert "error: seed=1: there twice" in capsys.readouterr().err
+    for twice, told in {"seed=1,1": "seed=1", "optimizer.lr=0.1,1,1.0": "lr=1"}.items():
+        assert sweep(twice) == 2
+        assert f"error: {told}: there twice" in capsys.readouterr().err
 
 
 def test_dry_run_lists_the_jobs_and_trains_none(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
