@@ -166,7 +166,8 @@ def _check_shapes(module: Classifier, num_classes: int) -> None:
     try:
         logits = module(torch.zeros(2, 28, 28))
     except RuntimeError as error:
-        raise UserError(f"model: takes no images of 28 x 28 pixels: {in_one_line(error)}") from error
+        told = "takes no images [B, 28, 28] (of shape [B, 1, 28, 28] they are images.unsqueeze(1))"
+        raise UserError(f"model: {told}: {in_one_line(error)}") from error
     except Exception as error:  # whatever a network of the user's raises
         raise UserError(f"model: {in_one_line(error)}") from error
     if not isinstance(logits, Tensor):
@@ -208,6 +209,11 @@ def check(cfg: DictConfig) -> dict[str, Any]:
         if isinstance(found, type) and issubclass(found, LRScheduler):
             wrapped = "must be mnist_lit.module.Schedule, which wraps torch's; see conf/scheduler/cosine.yaml"
             raise UserError(f"scheduler._target_={schedule}: {wrapped}")
+    for group in ("callbacks", "logger"):
+        if (target := config[group].get("_target_")) is not None:
+            raise UserError(
+                f"{group}._target_={target}: needs a name; write `mine:` above it in its file, and indent it"
+            )
     for key, node in targets(config):
         check_arguments(key, locate(key, node["_target_"]), node, given=GIVEN.get(key, {}))
     configuration.check_together(config)
@@ -225,6 +231,9 @@ def check_keys(expected: Callable[..., Any], cfg: DictConfig) -> dict[str, Any]:
     Raises UserError for the first key that does not, or is not there.
     """
     config = resolve(cfg)
+    for group in ("experiment", "debug"):
+        if group in config:
+            raise UserError(f"{group}=: the file of its option must begin with the line # @package _global_")
     check_arguments("", expected, config)
     return config
 

@@ -16,6 +16,7 @@ from mnist_lit.errors import UserError, in_one_line
 from mnist_lit.loss import probabilities
 from mnist_lit.module import Classifier
 from mnist_lit.predictor import Predictor
+from mnist_lit.result import example
 from mnist_lit.trust import restore
 
 ALL_ITEMS = typeguard.CollectionCheckStrategy.ALL_ITEMS
@@ -129,7 +130,7 @@ def find_checkpoint(path: Path) -> Path:
     """
     if path.is_file():
         return path
-    folder = path / "checkpoints"
+    folder = path if path.name == "checkpoints" else path / "checkpoints"
     if (found := folder / "best.ckpt").is_file():
         return found
     if others := sorted(file.name for file in folder.glob("*.ckpt") if file.name != "last.ckpt"):
@@ -137,4 +138,5 @@ def find_checkpoint(path: Path) -> Path:
     if (found := folder / "last.ckpt").is_file():
         return found
     what = "holds no checkpoints/best.ckpt or last.ckpt" if path.is_dir() else "no such file or folder"
-    raise UserError(f"ckpt={path}: {what}; name a .ckpt file or a run's folder, such as outputs/train/DATE/TIME")
+    known = example("checkpoints/*.ckpt")
+    raise UserError(f"ckpt={path}: {what}; name a .ckpt file or a run's folder, such as {known}")

@@ -25,14 +25,12 @@ from omegaconf.errors import OmegaConfBaseException
 from mnist_lit.composition import CONF_DIR, Loader, register_resolvers
 from mnist_lit.errors import UserError
 from mnist_lit.messages import describe, named, tell_and_exit
+from mnist_lit.result import example
 from mnist_lit.startup import prompt_interrupts
 from mnist_lit.version import __version__
 
 # Hydra composes for one at a time.
 ONE_AT_A_TIME = threading.Lock()
-
-# What `ckpt=` may name.
-CKPT = "a .ckpt file or a run's folder (outputs/train/DATE/TIME)"
 
 
 def run(task: Callable[[DictConfig], Any], config_name: str, *, paths: Sequence[str] = ()) -> None:
@@ -154,12 +152,13 @@ def only_in_the_log_file() -> Iterator[None]:
 
 def require(cfg: DictConfig, key: str, what: str) -> None:
     """Raise UserError if a key was not given; `what` says what it may name."""
-    if OmegaConf.is_missing(cfg, key):
+    if OmegaConf.is_missing(cfg, key) or not cfg[key]:
         raise UserError(f"{key} is missing: add {key}=PATH, {what}")
 
 
 def require_checkpoint(cfg: DictConfig) -> None:
     """Raise UserError if `ckpt` was not given or is not there: before torch is imported, which takes two seconds."""
-    require(cfg, "ckpt", CKPT)
+    what = f"a .ckpt file or a run's folder ({example('checkpoints/*.ckpt')})"
+    require(cfg, "ckpt", what)
     if not Path(str(cfg.ckpt)).exists():
-        raise UserError(f"ckpt={cfg.ckpt}: no such file or folder; name {CKPT}")
+        raise UserError(f"ckpt={cfg.ckpt}: no such file or folder; name {what}")

@@ -76,6 +76,8 @@ def check_together(config: dict[str, Any]) -> None:
         )
     if clip < 0:
         raise UserError(f"trainer.gradient_clip_val={clip}: must be above 0, or null: none")
+    if not 0 <= optimizer.get("momentum", 0) < 1:
+        raise UserError(f"optimizer.momentum={optimizer['momentum']}: must be at least 0 and below 1")
     if not 0 < optimizer.get("lr", 1) < math.inf:
         raise UserError(f"optimizer.lr={optimizer['lr']}: must be above 0 and finite")
     for group in ("callbacks", "logger"):
@@ -87,7 +89,9 @@ def check_together(config: dict[str, Any]) -> None:
         if last and last.get(key) != value:
             raise UserError(f"callbacks.last.{key}={last.get(key)}: resume= looks for {folder}/last.ckpt; leave it out")
     for name, callback in config["callbacks"].items():
-        _check_monitor(f"callbacks.{name}", callback or {}, config, instead="set it to null")
+        if (patience := (callback or {}).get("patience")) is not None and patience < 0:
+            raise UserError(f"callbacks.{name}.patience={patience}: must be at least 0")
+        _check_monitor(f"callbacks.{name}", callback or {}, config, instead="data.val_size=5000 holds some out")
         counts = (callback or {}).get("enable_version_counter", True) or "{" in (callback.get("filename") or "{")
         if not counts and callback.get("save_top_k", 1) not in (0, 1):
             raise UserError(

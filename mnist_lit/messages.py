@@ -7,11 +7,13 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
+from yaml import YAMLError
 
 from mnist_lit.composition import CONF_DIR
 from mnist_lit.errors import UserError, in_one_line, is_stdout_closed
@@ -29,6 +31,17 @@ UNNAMED = (
     "invalid literal for int()",  # a key within a list
 )
 
+# What a key that is not there may be meant for, where the names are too far apart to tell.
+MEANT = {
+    "checkpoint": "did you mean ckpt?",
+    "device": "did you mean trainer.accelerator?",
+    "early_stopping": "callbacks=early_stopping brings it",
+    "epochs": "did you mean trainer.max_epochs?",
+    "learning_rate": "did you mean optimizer.lr?",
+    "name": "hydra.run.dir=FOLDER names a run, sweep.name=NAME a sweep",
+    "patience": "callbacks=early_stopping brings it",
+}
+
 # Goes to the run folder's log only (conf/hydra/default.yaml).
 file_log = logging.getLogger("mnist_lit.file_only")
 
@@ -45,13 +58,17 @@ def describe(error: BaseException) -> str:
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
         known = [str(key) for key in cause.parent_node if not str(key).startswith("_") and key != "hydra"]
         new = f"; a new one needs a plus: +{cause.full_key}" if known and "." in str(cause.full_key) else ""
-        hint = _options_with(cause) or _similar_key(cause) or new
+        meant = f"; {MEANT[str(cause.full_key)]}" if cause.full_key in MEANT else ""
+        hint = meant or _options_with(cause) or _similar_key(cause) or new
         return f"{cause.full_key} is not a key: there are {', '.join(known) or 'none'}{hint}"
     if isinstance(error, OverrideParseException):
         how = "write KEY=VALUE without spaces, in quotes where it has brackets: 'model.hidden_sizes=[256,64]'"
-        return f"{error.override}: cannot be read; {how}"
+        is_path = "=" not in str(error.override) and Path(str(error.override)).exists()
+        return f"{error.override}: cannot be read; {'it needs a key: ckpt=, images= or resume=' if is_path else how}"
     if isinstance(error, MissingConfigException) and "/" in str(error.missing_cfg_file):
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        parts = str(error.missing_cfg_file).split("/")
+        length = max(size for size in range(len(parts)) if size <= 1 or (CONF_DIR / "/".join(parts[:size])).is_dir())
+        group, option = "/".join(parts[:length]), "/".join(parts[length:])
         if group in ("hydra/sweeper", "hydra/launcher") and (extra := option.split("_")[0]) in EXTRAS:
             return f"{group}={option}: not installed; pip install 'mnist-lit[{extra}]'"
         return _no_such_option(group, option, error.options)
@@ -59,6 +76,8 @@ def describe(error: BaseException) -> str:
     ambiguous = re.search(r"Ambiguous value for argument '(.+)'", told)
     if several := ambiguous or re.search(r"Sweep parameters '(.+)' requires --multirun", told):
         return f"{several[1]}: a single run takes one value; add -m for a sweep, or brackets for a list"
+    if absent := re.match(r"Could not override '(.+)'\. No match in the defaults list", told):
+        return f"{absent[1]}: there is nothing to choose here; --help names the keys"
     if listed := re.match(r"Could not delete '(.+)'\. No match in the defaults list", told):
         return f"~{listed[1]}: takes a list of options; {listed[1]}=[] leaves out all, ~{listed[1]}.NAME one"
     if isinstance(error, HydraException | OmegaConfBaseException):
@@ -87,9 +106,16 @@ def _refused_option(arguments: Sequence[str]) -> str | None:
 
 def _no_such_option(group: str, option: str, options: Sequence[str] | None = None) -> str:
     options = options or _options(group)  # Hydra gives none for a group that takes a list
-    close = difflib.get_close_matches(option.lower(), options, n=1)
-    hint = f"; did you mean {group}={close[0]}?" if close else ""
-    return f"{group}={option}: no such option, there are {', '.join(options)}{hint}"
+    asked = option.lower()
+    close = difflib.get_close_matches(asked, options, n=1) or [
+        known for known in options if known in asked or (len(asked) > 2 and asked in known)
+    ]
+    hint = (
+        f"did you mean {group}={close[0]}?"
+        if close
+        else f"another is a file DIR/{group}/NAME.yaml, and --config-dir DIR"
+    )
+    return f"{group}={option}: no such option, there are {', '.join(options)}; {hint}"
 
 
 def _options(group: str) -> list[str]:
@@ -105,12 +131,14 @@ def _options_with(error: ConfigKeyError | ConfigAttributeError) -> str:
     options = [option for option in _options(group) if option != "none" and group != "hydra"]
     if options and not (name and error.parent_node):  # nothing is chosen
         return f"; choose {group}={', '.join(options)}"
-    # A sweep's file may set any key; another option's those of its group.
-    searched = {f"sweep={option}": (CONF_DIR / "sweep" / f"{option}.yaml", key) for option in _options("sweep")}
-    searched |= {f"{group}={option}": (CONF_DIR / group / f"{option}.yaml", name) for option in options}
-    found = [
-        option for option, (path, key) in searched.items() if OmegaConf.select(OmegaConf.load(path), key) is not None
-    ]
+    searched = {f"{group}={option}": (CONF_DIR / group / f"{option}.yaml", name) for option in options}
+    if group == "hydra":
+        searched = {f"sweep={option}": (CONF_DIR / "sweep" / f"{option}.yaml", key) for option in _options("sweep")}
+    found = []
+    for option, (path, wanted) in searched.items():
+        keys = dict(flatten(OmegaConf.to_container(OmegaConf.load(path))))
+        if any(key == wanted or key.startswith(f"{wanted}.") for key in keys):
+            found.append(option)
     return f"; {', '.join(found)} {'have' if found[1:] else 'has'} it" if found else ""
 
 
@@ -118,9 +146,9 @@ def _similar_key(error: ConfigKeyError | ConfigAttributeError) -> str:
     """Say which key was meant, wherever it is below the one that was asked: `optimizer.lr` for `lr`."""
     plain: Any = OmegaConf.to_container(error.parent_node) if isinstance(error.parent_node, DictConfig) else {}
     above = str(error.full_key).rpartition(".")[0]
-    by_last_part = {
-        key.rpartition(".")[2]: key for key, _ in flatten(plain) if not key.startswith(("hydra.", "sweep."))
-    }
+    # Not what Hydra or a sweep fills in itself, nor what resume= relies on.
+    hidden = ("hydra.", "sweep.keys", "sweep.name", "callbacks.last.")
+    by_last_part = {key.rpartition(".")[2]: key for key, _ in flatten(plain) if not key.startswith(hidden)}
     by_last_part |= {str(key): str(key) for key in plain}
     found = difflib.get_close_matches(str(error.full_key).rpartition(".")[2], by_last_part, n=1, cutoff=0.7)
     return f"; did you mean {'.'.join(filter(None, [above, by_last_part[found[0]]]))}?" if found else ""
@@ -135,7 +163,7 @@ def tell(error: Exception) -> int:
     """Print the error in one line, log it with its traceback where it is not the user's, return the exit code."""
     if isinstance(error, BrokenPipeError) and is_stdout_closed():
         return 128 + signal.SIGPIPE
-    is_users = isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError)
+    is_users = isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError | YAMLError)
     line = f"error: {describe(error)}"
     is_told = is_users and not (isinstance(error, OSError) and error.filename is None)
     if file_log.handlers:  # set up by Hydra once there is a run folder

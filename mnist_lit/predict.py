@@ -62,6 +62,8 @@ def read(
         pictures.save(pictures.draw_images(photos.images[:num_images], titles), Path(run_dir) / "pictures.png")
         print(answers.to_table(given))
     print(f"\n{'answers':10}{os.path.relpath(answers_file)}\n{'folder':10}{os.path.relpath(run_dir)}", flush=True)
+    if len(given) > num_images:
+        print(f"{'pictures':10}the first {num_images} of {len(given)}; num_images=N shows more", flush=True)
     for one in refused:
         print(f"error: {one.file}: {one.error}", file=sys.stderr)
     if refused:

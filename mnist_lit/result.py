@@ -119,6 +119,12 @@ def git_commit() -> str | None:
     return described.stdout.strip() or None
 
 
+def example(holds: str) -> str:
+    """Name the newest folder below outputs/train that holds a file, or how such folders are named."""
+    found = max(Path("outputs/train").glob(f"*/*/{holds}"), key=lambda path: path.stat().st_mtime, default=None)
+    return str(Path(*found.parts[:4])) if found else "outputs/train/DATE/TIME"
+
+
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write `record` whole or not at all; NaN and infinity become null."""
     # One line for each field: readable, and short for curves of any length.

@@ -21,7 +21,7 @@ from mnist_lit.module import Classifier
 from mnist_lit.result import Result, Status, config_hash, git_commit
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Run:
     """Everything that one run needs, built and checked, and what is known of it so far.
 
@@ -40,6 +40,10 @@ class Run:
     best_epoch: int | None = None
     fit_seconds: float | None = None
     stopped_early: str | None = None
+
+    def __repr__(self) -> str:
+        status = self.result.status if self.result else None
+        return f"Run(run_dir={str(self.run_dir)!r}, status={status!r}, metrics={self.metrics})"
 
     @property
     def run_dir(self) -> Path:

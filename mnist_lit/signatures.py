@@ -3,6 +3,7 @@
 import difflib
 import functools
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from mnist_lit.errors import UserError
 # What a node may hold for Hydra itself.
 HYDRAS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 # What is not known yet where a configuration is read, and how it comes.
-LATER = {"params": "the weights come", "optimizer": "the optimizer comes"}
+LATER = {"params": "the weights come", "optimizer": "the optimizer comes", "input": "logits and labels come"}
 
 
 def check_arguments(
@@ -44,7 +45,7 @@ def check_arguments(
             raise UserError(f"{dotted}={value}: would have no effect; it is set by {given[name]}")
         is_built_first = isinstance(value, dict) and "_target_" in value
         if name in hints and not is_built_first and not _is_a(value, hints[name]):
-            raise UserError(f"{dotted}={value}: must be {_in_words(hints[name])}")
+            raise UserError(f"{dotted}={value}: must be {_in_words(hints[name])}{_hint(dotted, value, hints[name])}")
     if node.get("_partial_") or "_args_" in node:
         return
     for name in required:
@@ -83,6 +84,19 @@ def _is_a(value: Any, hint: Any) -> bool:
     except typeguard.TypeCheckError:
         return False
     return True
+
+
+def _hint(key: str, value: Any, hint: Any) -> str:
+    """Say what was probably meant by a value of another type."""
+    if isinstance(value, list) and hint in (int, float):
+        return f"; to sweep over several, -m {key}={','.join(map(str, value))}"
+    if isinstance(value, str) and hint in (int, float) and re.fullmatch(r"[-+.\de]+", value):
+        return "; leave out the quotes"
+    origin = typing.get_origin(hint)
+    if isinstance(value, str) and origin is dict:
+        return f"; to choose an option within a file, defaults: [override /{key}: {value}]"
+    is_list = isinstance(origin, type) and issubclass(origin, typing.Iterable) and origin is not dict
+    return f"; write [{value}]" if is_list and not isinstance(value, list | dict) else ""
 
 
 def _in_words(hint: Any) -> str:

@@ -92,7 +92,8 @@ def _as_it_was(cfg: DictConfig) -> DictConfig:
                 "or start a new run"
             )
         if key == "trainer.max_epochs" and (saved.scheduler or {}).get("length_argument"):
-            raise UserError(f"{override}: this run's scheduler was laid out for {saved.trainer.max_epochs} epochs")
+            told = f"this run's scheduler was laid out for {saved.trainer.max_epochs} epochs; start a new run"
+            raise UserError(f"{override}: {told}")
         if key != "resume":
             OmegaConf.update(saved, key, OmegaConf.select(cfg, key))
     saved.run_dir = cfg.run_dir
@@ -269,6 +270,10 @@ def _show(result: Result, run: "Run", cfg: DictConfig) -> None:
         too_little = f"too little at optimizer.lr={cfg.optimizer.get('lr')}: try others, then doubt network and loss"
         verdict = "the network can learn" if is_learnt else too_little
         rows.append(("overfit", f"train/loss from {losses[0]:.2g} to {losses[-1]:.2g}: {verdict}"))
+    accuracy = result.metrics.get("test/acc", result.metrics.get("val/acc", 1.0))
+    if result.status == "finished" and accuracy < 1.2 / len(cfg.data.class_names):
+        told = f"no better than guessing: does optimizer.lr={cfg.optimizer.get('lr')} suit this optimizer and loss?"
+        rows.append(("note", told))
     rows += [("profile", os.path.relpath(path)) for path in run.run_dir.glob("fit-*.txt")]
     if result.error:
         rows.append((result.status, result.error))

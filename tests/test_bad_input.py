@@ -205,7 +205,7 @@ def test_bad_command_line_is_refused_in_one_line(main: Main, tmp_path: Path, arg
 VALUES: list[tuple[str, list[str]]] = [
     ("seed=null", ["seed=", "must be a whole number"]),
     ("test=perhaps", ["test=perhaps: must be true or false"]),
-    ("model.hidden_sizes=64", ["model.hidden_sizes=64: must be a list, each a whole number"]),
+    ("model.hidden_sizes=64", ["model.hidden_sizes=64: must be a list, each a whole number; write [64]"]),
     ("trainer.max_epochs=true", ["trainer.max_epochs=True: must be a whole number"]),
     ("seed=4294967296", ["seed=4294967296: must be from 0 to 4294967295"]),
     ("optimizer.lr=.nan", ["optimizer.lr=nan: must be above 0"]),
@@ -228,7 +228,7 @@ VALUES: list[tuple[str, list[str]]] = [
     ("optimizer._target_=torch.optim.Sdg", ["optimizer._target_=torch.optim.Sdg: cannot be imported"]),
     ("callbacks.checkpoint.mode=most", ["callbacks.checkpoint", "min, max", "most"]),
     ("trainer.accelerator=abacus", ["trainer", "abacus", "cpu"]),
-    ("model.in_features=783", ["model", "783", "28 x 28"]),
+    ("model.in_features=783", ["model: takes no images [B, 28, 28]", "783"]),
     ("model.num_classes=5", ["model", "[5]", "set model.num_classes=10"]),
 ]
 
@@ -276,6 +276,39 @@ def option_sets() -> list[tuple[str, ...]]:
 @pytest.mark.parametrize("chosen", option_sets(), ids=" ".join)
 def test_packaged_options_are_all_accepted(make_config: Compose, chosen: tuple[str, ...]) -> None:
     assert check(make_config(*chosen, "data.val_size=400", sample=False))["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("group", "text", "told"),
+    [
+        (
+            "callbacks",
+            "_target_: lightning.pytorch.callbacks.LearningRateMonitor",
+            "callbacks._target_=lightning.pytorch.callbacks.LearningRateMonitor: needs a name; write `mine:` above it",
+        ),
+        (
+            "experiment",
+            "optimizer:\n  lr: 0.1",
+            "experiment=: the file of its option must begin with the line # @package",
+        ),
+        (
+            "experiment",
+            "# @package _global_\noptimizer: adam",
+            "; to choose an option within a file, defaults: [override /o",
+        ),
+        ("optimizer", "\tlr: 0.1", "found character"),
+    ],
+)
+def test_a_file_of_ones_own_is_mended(group: str, text: str, told: str, main: Main, tmp_path: Path) -> None:
+    (tmp_path / "mine" / group).mkdir(parents=True)
+    (tmp_path / "mine" / group / "mine.yaml").write_text(text, encoding="utf-8")
+    chosen = "callbacks=[default,mine]" if group == "callbacks" else f"{group}=mine"
+    outcome = main("--config-dir", "mine", "data=sample", chosen)
+    assert_refused(outcome, tmp_path, told)
+
+
+def test_overfitting_takes_as_many_epochs_as_are_asked_for(make_config: Compose) -> None:
+    assert check(make_config("debug=overfit", "trainer.max_epochs=100"))["trainer"]["check_val_every_n_epoch"] == 100
 
 
 def test_a_schedule_that_the_run_is_too_short_for_is_told(main: Main) -> None:

@@ -265,6 +265,16 @@ def test_no_result_stays_beside_the_checkpoints_of_another_attempt(main: Main, t
     assert read_checkpoint(tmp_path / "run", "last")["epoch"] == 2
 
 
+def test_the_newest_run_is_named_where_there_is_none(main: Main, tmp_path: Path) -> None:
+    for module, word in (("train", "resume=nowhere"), ("evaluate", "ckpt=nowhere")):
+        assert "outputs/train/DATE/TIME" in main(word, module=module).err
+    for _ in range(2):
+        assert main("debug=fast", "callbacks.pictures=null").code == 0
+    newest = max(tmp_path.glob("outputs/train/*/*"), key=lambda path: path.stat().st_mtime).relative_to(tmp_path)
+    for module, word in (("train", "resume=nowhere"), ("evaluate", "ckpt=nowhere")):
+        assert str(newest) in main(word, module=module).err
+
+
 def test_a_resumed_run_stays_in_its_folder(main: Main, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     outcome = main("resume=run", "hydra.run.dir=elsewhere")

@@ -208,6 +208,17 @@ def test_no_test_leaves_the_test_images_alone(train_run: Train) -> None:
     assert "figures/loss_curve.png" in files(run.folder)
 
 
+@pytest.mark.parametrize("lr", [0.001, 1.75])
+def test_a_run_that_only_guesses_is_told(lr: float, train_run: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    train_run("optimizer=adam", f"optimizer.lr={lr}")
+    told = f"note        no better than guessing: does optimizer.lr={lr} suit this optimizer and loss?\n"
+    assert (told in capsys.readouterr().out) == (lr == 1.75)
+
+
+def test_a_run_is_printed_in_a_line(make_config: Compose, tmp_path: Path) -> None:
+    assert repr(build(make_config())) == f"Run(run_dir={str(tmp_path / 'run')!r}, status=None, metrics={{}})"
+
+
 def test_without_validation_the_last_weights_are_tested(train_run: Train) -> None:
     run = train_run("data.val_size=0", "callbacks.checkpoint.monitor=null", "trainer.max_epochs=2")
     assert run.score is not None

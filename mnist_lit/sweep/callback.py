@@ -139,6 +139,9 @@ class SweepCallback(Callback):
             raise UserError(f"{' '.join(config.hydra.overrides.task[:-1])}: gives a key no value, so there is no job")
         check = Preflight(folder, keys)
         jobs = [check.job(loader.load_sweep_config(config, [*job, told]), job) for job in grid]
+        for override in overrides:
+            if override.is_range_sweep() and len(list(override.sweep_iterator())) == 1:
+                print(f"note: {override.input_line} is one value; range(START,STOP,STEP)", file=sys.stderr)
         self.names = {job.name for job in jobs}
         written = Counter(job_name(keys, [_as_number(override) for override in job]) for job in grid)
         if duplicates := [name for name, times in written.items() if times > 1]:
@@ -204,7 +207,7 @@ class SweepCallback(Callback):
 
 def check_folders(config: DictConfig) -> None:
     """Raise UserError where the command line puts the sweep, or its jobs, elsewhere than the ledger looks for them."""
-    if not str(config.sweep.name).strip("./ "):
+    if not str(config.sweep.name).strip("./ ") or ".." in Path(str(config.sweep.name)).parts:
         raise UserError(f"sweep.name='{config.sweep.name}': must be the name of a folder; leave it out for the default")
     if not OmegaConf.is_interpolation(config, "run_dir"):
         told = "each job has a folder of its own below hydra.sweep.dir; leave it out"

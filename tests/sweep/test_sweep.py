@@ -96,6 +96,11 @@ def test_all_jobs_are_checked_before_the_first_trains(sweep: Sweep, capsys: pyte
     assert not Path("outputs").exists()
 
 
+def test_a_range_of_one_value_is_told(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep("optimizer.lr=range(0.01,0.1)", "sweep.dry_run=true") == 0
+    assert capsys.readouterr().err == "note: optimizer.lr=range(0.01,0.1) is one value; range(START,STOP,STEP)\n"
+
+
 def test_a_job_that_is_there_twice_is_refused(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     for twice, told in {"seed=1,1": "seed=1", "optimizer.lr=0.1,1,1.0": "lr=1"}.items():
         assert sweep(twice) == 2
@@ -161,6 +166,7 @@ def test_a_trainer_that_cannot_be_built_is_refused_before_the_first_job(
             "run_dir=elsewhere: each job has a folder of its own below hydra.sweep.dir",
         ),
         ("sweep.name=", "sweep.name='': must be the name of a folder; leave it out for the default"),
+        ("sweep.name=../a", "sweep.name='../a': must be the name of a folder; leave it out for the default"),
         ("sweep.name=..", "sweep.name='..': must be the name of a folder; leave it out for the default"),
         ("hydra.sweep.subdir=${hydra.job.num}", "hydra.sweep.subdir=${hydra.job.num}: a job's folder is named by"),
     ],
