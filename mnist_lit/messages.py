@@ -67,7 +67,7 @@ def describe(error: BaseException) -> str:
         return f"{error.override}: cannot be read; {'it needs a key: ckpt=, images= or resume=' if is_path else how}"
     if isinstance(error, MissingConfigException) and "/" in str(error.missing_cfg_file):
         parts = str(error.missing_cfg_file).split("/")
-        length = max(size for size in range(len(parts)) if size <= 1 or (CONF_DIR / "/".join(parts[:size])).is_dir())
+        length = 2 if parts[0] == "hydra" else 1  # of the group's name; an option's may be a path, by mistake
         group, option = "/".join(parts[:length]), "/".join(parts[length:])
         if group in ("hydra/sweeper", "hydra/launcher") and (extra := option.split("_")[0]) in EXTRAS:
             return f"{group}={option}: not installed; pip install 'mnist-lit[{extra}]'"

@@ -88,14 +88,15 @@ def _is_a(value: Any, hint: Any) -> bool:
 
 def _hint(key: str, value: Any, hint: Any) -> str:
     """Say what was probably meant by a value of another type."""
-    if isinstance(value, list) and hint in (int, float):
+    is_number = _in_words(hint).startswith(("a number", "a whole number"))
+    if isinstance(value, list) and is_number:
         return f"; to sweep over several, -m {key}={','.join(map(str, value))}"
-    if isinstance(value, str) and hint in (int, float) and re.fullmatch(r"[-+.\de]+", value):
+    if isinstance(value, str) and is_number and re.fullmatch(r"[-+.\de]+", value):
         return "; leave out the quotes"
     origin = typing.get_origin(hint)
     if isinstance(value, str) and origin is dict:
         return f"; to choose an option within a file, defaults: [override /{key}: {value}]"
-    is_list = isinstance(origin, type) and issubclass(origin, typing.Iterable) and origin is not dict
+    is_list = isinstance(origin, type) and issubclass(origin, typing.Iterable) and origin not in (dict, tuple)
     return f"; write [{value}]" if is_list and not isinstance(value, list | dict) else ""
 
 

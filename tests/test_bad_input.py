@@ -20,7 +20,7 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("optimizer.lr=abc", ["optimizer.lr=abc: must be a number"]),
     ("seed=abc", ["seed=abc: must be a whole number"]),
     ("data.batch_size=1.5", ["data.batch_size=1.5: must be a whole number"]),
-    ("model.hidden_sizes=[a]", ["model.hidden_sizes=['a']: must be a list, each a whole number"]),
+    ("model.hidden_sizes=[a]", ["model.hidden_sizes=['a']: must be a list, each a whole number\n"]),
     ("trainer.precision=64x", ["trainer.precision=64x: must be ", "32-true", "bf16-mixed"]),
     ("optimizer=adam optimizer.betas=[0.9]", ["optimizer.betas=[0.9]: must be a list [a number, a number]"]),
     # Values out of range.
@@ -99,6 +99,33 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     (
         "augmentation.alpha=1",
         ["there are none; choose augmentation=affine_elastic, ciresan2010, elastic, simard2003\n"],
+    ),
+    ("name=myrun", ["name is not a key", "; hydra.run.dir=FOLDER names a run, sweep.name=NAME a sweep\n"]),
+    ("learning_rate=0.1", ["; did you mean optimizer.lr?\n"]),
+    ("monitor=val/loss", ["; did you mean callbacks.checkpoint.monitor?\n"]),
+    ("pictures=[loss_curve]", ["; did you mean sweep.pictures?\n"]),
+    ("optimizer.lr=[0.1,0.2]", [": must be a number; to sweep over several, -m optimizer.lr=0.1,0.2\n"]),
+    ("optimizer.lr='0.1'", ["optimizer.lr=0.1: must be a number; leave out the quotes\n"]),
+    ("optimizer.momentum=1.5", ["optimizer.momentum=1.5: must be at least 0 and below 1\n"]),
+    (
+        "callbacks=early_stopping callbacks.early_stopping.patience=-1",
+        ["callbacks.early_stopping.patience=-1: must be at least 0\n"],
+    ),
+    (
+        "callbacks=early_stopping experiment=tuned",
+        ["callbacks.early_stopping.monitor=val/acc: data.val_size=0 ", "; data.val_size=5000 holds some out\n"],
+    ),
+    ("loss=MSE", ["; did you mean loss=one_hot_mse?\n"]),
+    ("scheduler=CosineAnnealingLR", ["; did you mean scheduler=cosine?\n"]),
+    ("optimizer=rmsprop", ["there are adam, adamw, sgd; another is a file DIR/optimizer/NAME.yaml, and --config-dir"]),
+    (
+        "optimizer=mine/optimizer/rmsprop.yaml",
+        ["optimizer=mine/optimizer/rmsprop.yaml: no such option, there are adam"],
+    ),
+    ("experiment=tuned/blog", ["experiment=tuned/blog: no such option, there are augmented, blog"]),
+    (
+        "hydra/launcher=slurm",
+        ["hydra/launcher=slurm: no such option", "; did you mean hydra/launcher=submitit_slurm?\n"],
     ),
     ("optimizer=adam optimizer.momentum=0.9", ["optimizer.momentum is not a key", "; optimizer=sgd has it\n"]),
     ("optimizer.betas=[0,0]", ["optimizer.betas is not a key", "; optimizer=adam, optimizer=adamw have it\n"]),

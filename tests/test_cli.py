@@ -26,6 +26,10 @@ from mnist_lit.errors import DivergedError, UserError
         (OSError(28, "No space left on device"), "No space left on device"),
         (RuntimeError("two\n  lines"), "RuntimeError: two lines"),
         (HydraException("two\n  lines"), "two lines"),
+        (
+            MissingConfigException("", missing_cfg_file="hydra/launcher/ray", options=[]),
+            "hydra/launcher=ray: not installed; pip install 'mnist-lit[ray]'",
+        ),
     ],
 )
 def test_error_is_described_in_one_line(error: Exception, line: str) -> None:
