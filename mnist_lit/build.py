@@ -15,7 +15,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import StochasticWeightAveraging, Timer
+from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging, Timer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -90,6 +90,8 @@ def _build_callbacks(cfg: DictConfig, config: dict[str, Any]) -> tuple[list[L.Ca
     for name, callback in named.items():
         key = f"callbacks.{name}"
         configuration.check_mode(key, getattr(callback, "monitor", None), getattr(callback, "mode", None))
+        if isinstance(callback, EarlyStopping) and callback.patience < 0:
+            raise UserError(f"{key}.patience={callback.patience}: must be at least 0")
         if isinstance(callback, StochasticWeightAveraging):
             raise UserError(
                 f"{key}: averages weights after the last checkpoint, so that they are neither kept nor tested; use "

@@ -130,7 +130,9 @@ def find_checkpoint(path: Path) -> Path:
     """
     if path.is_file():
         return path
-    folder = path if path.name == "checkpoints" else path / "checkpoints"
+    folder = path / "checkpoints"
+    if path.name == "checkpoints" and not folder.is_dir():
+        folder = path
     if (found := folder / "best.ckpt").is_file():
         return found
     if others := sorted(file.name for file in folder.glob("*.ckpt") if file.name != "last.ckpt"):

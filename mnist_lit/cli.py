@@ -158,7 +158,7 @@ def require(cfg: DictConfig, key: str, what: str) -> None:
 
 def require_checkpoint(cfg: DictConfig) -> None:
     """Raise UserError if `ckpt` was not given or is not there: before torch is imported, which takes two seconds."""
-    what = f"a .ckpt file or a run's folder ({example('checkpoints/*.ckpt')})"
-    require(cfg, "ckpt", what)
-    if not Path(str(cfg.ckpt)).exists():
+    if OmegaConf.is_missing(cfg, "ckpt") or not Path(str(cfg.ckpt)).exists():
+        what = f"a .ckpt file or a run's folder ({example('checkpoints/*.ckpt')})"
+        require(cfg, "ckpt", what)
         raise UserError(f"ckpt={cfg.ckpt}: no such file or folder; name {what}")

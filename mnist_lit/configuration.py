@@ -76,8 +76,9 @@ def check_together(config: dict[str, Any]) -> None:
         )
     if clip < 0:
         raise UserError(f"trainer.gradient_clip_val={clip}: must be above 0, or null: none")
-    if not 0 <= optimizer.get("momentum", 0) < 1:
-        raise UserError(f"optimizer.momentum={optimizer['momentum']}: must be at least 0 and below 1")
+    momentum = optimizer.get("momentum")
+    if isinstance(momentum, int | float) and not 0 <= momentum < 1:
+        raise UserError(f"optimizer.momentum={momentum}: must be at least 0 and below 1")
     if not 0 < optimizer.get("lr", 1) < math.inf:
         raise UserError(f"optimizer.lr={optimizer['lr']}: must be above 0 and finite")
     for group in ("callbacks", "logger"):
@@ -89,9 +90,9 @@ def check_together(config: dict[str, Any]) -> None:
         if last and last.get(key) != value:
             raise UserError(f"callbacks.last.{key}={last.get(key)}: resume= looks for {folder}/last.ckpt; leave it out")
     for name, callback in config["callbacks"].items():
-        if (patience := (callback or {}).get("patience")) is not None and patience < 0:
-            raise UserError(f"callbacks.{name}.patience={patience}: must be at least 0")
-        _check_monitor(f"callbacks.{name}", callback or {}, config, instead="data.val_size=5000 holds some out")
+        is_checkpoint = "Checkpoint" in str((callback or {}).get("_target_"))
+        instead = f"callbacks.{name}.monitor=null" if is_checkpoint else f"~callbacks.{name}"
+        _check_monitor(f"callbacks.{name}", callback or {}, config, instead=instead)
         counts = (callback or {}).get("enable_version_counter", True) or "{" in (callback.get("filename") or "{")
         if not counts and callback.get("save_top_k", 1) not in (0, 1):
             raise UserError(
@@ -113,12 +114,13 @@ def _check_monitor(key: str, node: dict[str, Any], config: dict[str, Any], *, in
         "trainer.limit_val_batches": config["trainer"].get("limit_val_batches"),
     }.items():
         if value == 0:
-            raise UserError(f"{key}.monitor={monitor}: {name}=0 leaves nothing to validate on; {instead}")
+            told = f"{name}=0 leaves nothing to validate on; set it above 0, or {instead}"
+            raise UserError(f"{key}.monitor={monitor}: {told}")
     every, max_epochs = config["trainer"].get("check_val_every_n_epoch"), config["trainer"]["max_epochs"]
     if every is not None and 0 < max_epochs < every:
         raise UserError(
             f"trainer.check_val_every_n_epoch={every}: above trainer.max_epochs={max_epochs}, so that nothing would be "
-            f"validated, and {key}.monitor={monitor} never known"
+            f"validated, and {key}.monitor={monitor} never known; set it to {max_epochs} or below"
         )
 
 

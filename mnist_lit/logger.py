@@ -98,7 +98,8 @@ class TensorBoard(TensorBoardLogger):
         # one of the same second, or of another machine whose clock is late, would come before them.
         seconds = [path.name.split(".")[3] for path in Path(self.log_dir).glob("events.out.tfevents.*")]
         last = max((int(second) for second in seconds if second.isdigit()), default=0)
-        time.sleep(min(max(0.0, last + 1 - time.time()), 10.0))
+        if 0 < (wait := last + 1 - time.time()) < 10:  # beyond that, a clock was wrong
+            time.sleep(wait)
 
     @rank_zero_only
     def close(self) -> None:

@@ -7,7 +7,6 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -31,15 +30,12 @@ UNNAMED = (
     "invalid literal for int()",  # a key within a list
 )
 
-# What a key that is not there may be meant for, where the names are too far apart to tell.
+# Keys that go by other names elsewhere, too far from ours to tell.
 MEANT = {
-    "checkpoint": "did you mean ckpt?",
-    "device": "did you mean trainer.accelerator?",
-    "early_stopping": "callbacks=early_stopping brings it",
-    "epochs": "did you mean trainer.max_epochs?",
-    "learning_rate": "did you mean optimizer.lr?",
-    "name": "hydra.run.dir=FOLDER names a run, sweep.name=NAME a sweep",
-    "patience": "callbacks=early_stopping brings it",
+    "checkpoint": "ckpt",
+    "device": "trainer.accelerator",
+    "epochs": "trainer.max_epochs",
+    "learning_rate": "optimizer.lr",
 }
 
 # Goes to the run folder's log only (conf/hydra/default.yaml).
@@ -58,16 +54,17 @@ def describe(error: BaseException) -> str:
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
         known = [str(key) for key in cause.parent_node if not str(key).startswith("_") and key != "hydra"]
         new = f"; a new one needs a plus: +{cause.full_key}" if known and "." in str(cause.full_key) else ""
-        meant = f"; {MEANT[str(cause.full_key)]}" if cause.full_key in MEANT else ""
-        hint = meant or _options_with(cause) or _similar_key(cause) or new
+        hint = _options_with(cause) or _similar_key(cause) or new
         return f"{cause.full_key} is not a key: there are {', '.join(known) or 'none'}{hint}"
     if isinstance(error, OverrideParseException):
         how = "write KEY=VALUE without spaces, in quotes where it has brackets: 'model.hidden_sizes=[256,64]'"
-        is_path = "=" not in str(error.override) and Path(str(error.override)).exists()
+        is_path = "=" not in str(error.override) and os.access(str(error.override), os.F_OK)
         return f"{error.override}: cannot be read; {'it needs a key: ckpt=, images= or resume=' if is_path else how}"
     if isinstance(error, MissingConfigException) and "/" in str(error.missing_cfg_file):
         parts = str(error.missing_cfg_file).split("/")
-        length = 2 if parts[0] == "hydra" else 1  # of the group's name; an option's may be a path, by mistake
+        length = (
+            2 if parts[0] == "hydra" and len(parts) > 2 else 1
+        )  # of the group's name; an option's may be a path, by mistake
         group, option = "/".join(parts[:length]), "/".join(parts[length:])
         if group in ("hydra/sweeper", "hydra/launcher") and (extra := option.split("_")[0]) in EXTRAS:
             return f"{group}={option}: not installed; pip install 'mnist-lit[{extra}]'"
@@ -76,10 +73,8 @@ def describe(error: BaseException) -> str:
     ambiguous = re.search(r"Ambiguous value for argument '(.+)'", told)
     if several := ambiguous or re.search(r"Sweep parameters '(.+)' requires --multirun", told):
         return f"{several[1]}: a single run takes one value; add -m for a sweep, or brackets for a list"
-    if absent := re.match(r"Could not override '(.+)'\. No match in the defaults list", told):
-        return f"{absent[1]}: there is nothing to choose here; --help names the keys"
-    if listed := re.match(r"Could not delete '(.+)'\. No match in the defaults list", told):
-        return f"~{listed[1]}: takes a list of options; {listed[1]}=[] leaves out all, ~{listed[1]}.NAME one"
+    if told.startswith("Could not delete 'callbacks"):
+        return "~callbacks: takes a list of options; callbacks=[] leaves out all, ~callbacks.NAME one"
     if isinstance(error, HydraException | OmegaConfBaseException):
         return " ".join(str(cause if isinstance(cause, OmegaConfBaseException) else error).split())
     if isinstance(error, OSError):
@@ -108,7 +103,7 @@ def _no_such_option(group: str, option: str, options: Sequence[str] | None = Non
     options = options or _options(group)  # Hydra gives none for a group that takes a list
     asked = option.lower()
     close = difflib.get_close_matches(asked, options, n=1) or [
-        known for known in options if known in asked or (len(asked) > 2 and asked in known)
+        known for known in options if known != "none" and (known in asked or (len(asked) > 2 and asked in known))
     ]
     hint = (
         f"did you mean {group}={close[0]}?"
@@ -128,29 +123,37 @@ def _options_with(error: ConfigKeyError | ConfigAttributeError) -> str:
         return ""  # only a training has options
     key = str(error.full_key)
     group, _, name = key.partition(".")
-    options = [option for option in _options(group) if option != "none" and group != "hydra"]
-    if options and not (name and error.parent_node):  # nothing is chosen
-        return f"; choose {group}={', '.join(options)}"
-    searched = {f"{group}={option}": (CONF_DIR / group / f"{option}.yaml", name) for option in options}
     if group == "hydra":
-        searched = {f"sweep={option}": (CONF_DIR / "sweep" / f"{option}.yaml", key) for option in _options("sweep")}
-    found = []
-    for option, (path, wanted) in searched.items():
-        keys = dict(flatten(OmegaConf.to_container(OmegaConf.load(path))))
-        if any(key == wanted or key.startswith(f"{wanted}.") for key in keys):
-            found.append(option)
+        group, name = "sweep", key  # whose files set keys of Hydra's
+    found = [f"{group}={option}" for option in _options(group) if name and name in _keys(group, option)]
     return f"; {', '.join(found)} {'have' if found[1:] else 'has'} it" if found else ""
+
+
+def _keys(group: str, option: str) -> set[str]:
+    """Return the dotted keys that an option's file sets, and those above them."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR / group / f"{option}.yaml"))
+    others = [other for other in content.pop("defaults", []) if isinstance(other, str) and other in _options(group)]
+    leaves = [key.split(".") for key, _ in flatten(content)]
+    own = {".".join(parts[: length + 1]) for parts in leaves for length in range(len(parts))}
+    return own.union(*(_keys(group, other) for other in others))
 
 
 def _similar_key(error: ConfigKeyError | ConfigAttributeError) -> str:
     """Say which key was meant, wherever it is below the one that was asked: `optimizer.lr` for `lr`."""
     plain: Any = OmegaConf.to_container(error.parent_node) if isinstance(error.parent_node, DictConfig) else {}
-    above = str(error.full_key).rpartition(".")[0]
+    above, _, asked = str(error.full_key).rpartition(".")
+    keys = [key for key, _ in flatten(plain)]
+    if asked == "name" and "sweep.name" in keys:
+        return "; hydra.run.dir=FOLDER names a run, sweep.name=NAME a sweep"
+    if asked == "early_stopping" and "callbacks.early_stopping.patience" not in keys and "callbacks" in plain:
+        return "; callbacks=early_stopping brings it"
+    if not above and MEANT.get(asked) in keys:
+        return f"; did you mean {MEANT[asked]}?"
     # Not what Hydra or a sweep fills in itself, nor what resume= relies on.
     hidden = ("hydra.", "sweep.keys", "sweep.name", "callbacks.last.")
-    by_last_part = {key.rpartition(".")[2]: key for key, _ in flatten(plain) if not key.startswith(hidden)}
+    by_last_part = {key.rpartition(".")[2]: key for key in keys if not key.startswith(hidden)}
     by_last_part |= {str(key): str(key) for key in plain}
-    found = difflib.get_close_matches(str(error.full_key).rpartition(".")[2], by_last_part, n=1, cutoff=0.7)
+    found = difflib.get_close_matches(asked, by_last_part, n=1, cutoff=0.7)
     return f"; did you mean {'.'.join(filter(None, [above, by_last_part[found[0]]]))}?" if found else ""
 
 

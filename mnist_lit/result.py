@@ -121,7 +121,7 @@ def git_commit() -> str | None:
 
 def example(holds: str) -> str:
     """Name the newest folder below outputs/train that holds a file, or how such folders are named."""
-    found = max(Path("outputs/train").glob(f"*/*/{holds}"), key=lambda path: path.stat().st_mtime, default=None)
+    found = max(Path("outputs/train").glob(f"*/*/{holds}"), key=lambda path: path.lstat().st_mtime, default=None)
     return str(Path(*found.parts[:4])) if found else "outputs/train/DATE/TIME"
 
 

@@ -3,7 +3,6 @@
 import difflib
 import functools
 import inspect
-import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -88,16 +87,22 @@ def _is_a(value: Any, hint: Any) -> bool:
 
 def _hint(key: str, value: Any, hint: Any) -> str:
     """Say what was probably meant by a value of another type."""
-    is_number = _in_words(hint).startswith(("a number", "a whole number"))
-    if isinstance(value, list) and is_number:
-        return f"; to sweep over several, -m {key}={','.join(map(str, value))}"
-    if isinstance(value, str) and is_number and re.fullmatch(r"[-+.\de]+", value):
-        return "; leave out the quotes"
-    origin = typing.get_origin(hint)
-    if isinstance(value, str) and origin is dict:
+    if isinstance(value, list):
+        is_sweep = value and all(_is_a(one, hint) for one in value)
+        return f"; to sweep over several, -m {key}={','.join(map(str, value))}" if is_sweep else ""
+    is_group = "." not in key and any(typing.get_origin(one) is dict for one in (hint, *typing.get_args(hint)))
+    if isinstance(value, str) and is_group:
         return f"; to choose an option within a file, defaults: [override /{key}: {value}]"
-    is_list = isinstance(origin, type) and issubclass(origin, typing.Iterable) and origin not in (dict, tuple)
-    return f"; write [{value}]" if is_list and not isinstance(value, list | dict) else ""
+    if isinstance(value, str) and _is_a(_as_number(value), hint):
+        return "; leave out the quotes"
+    return f"; write [{value}]" if _is_a([value], hint) else ""
+
+
+def _as_number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _in_words(hint: Any) -> str:

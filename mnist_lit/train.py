@@ -271,7 +271,8 @@ def _show(result: Result, run: "Run", cfg: DictConfig) -> None:
         verdict = "the network can learn" if is_learnt else too_little
         rows.append(("overfit", f"train/loss from {losses[0]:.2g} to {losses[-1]:.2g}: {verdict}"))
     accuracy = result.metrics.get("test/acc", result.metrics.get("val/acc", 1.0))
-    if result.status == "finished" and accuracy < 1.2 / len(cfg.data.class_names):
+    is_whole = result.status == "finished" and not cfg.trainer.get("limit_train_batches")
+    if is_whole and accuracy < 1.2 / len(run.datamodule.class_names):
         told = f"no better than guessing: does optimizer.lr={cfg.optimizer.get('lr')} suit this optimizer and loss?"
         rows.append(("note", told))
     rows += [("profile", os.path.relpath(path)) for path in run.run_dir.glob("fit-*.txt")]

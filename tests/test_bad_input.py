@@ -2,7 +2,9 @@
 
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from conftest import Compose, Main, assert_refused, compose_config
@@ -14,6 +16,21 @@ from mnist_lit.composition import CONF_DIR, register_resolvers
 from mnist_lit.errors import UserError
 from mnist_lit.loss import OneHotMSE
 from mnist_lit.model import MLP
+
+
+class Momentous(torch.optim.SGD):
+    """An optimiser whose momentum may be left open."""
+
+    def __init__(self, params: Any, momentum: float | None = None) -> None:
+        super().__init__(params, momentum=momentum or 0.0)
+
+
+class Patient(L.Callback):
+    """A callback that is patient in its own way."""
+
+    def __init__(self, patience: str) -> None:
+        self.patience = patience
+
 
 ON_SAMPLE: list[tuple[str, list[str]]] = [
     # Values of another type: key, value, what is allowed.
@@ -88,7 +105,7 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("+scheduler.interval=step", ["scheduler: must have a _target_, which names its class\n"]),
     ("+augmentation.alpha=3", ["augmentation: must have a _target_, which names its class\n"]),
     ("sweep.pictures.x=1", ["sweep.pictures.x=1: "]),
-    ("scheduler.T_max=3", ["; choose scheduler=cosine, one_cycle, plateau\n"]),
+    ("scheduler.T_max=3", ["scheduler.T_max is not a key: there are none\n"]),
     ("hydra.sweeper.params.a=3", ["hydra.sweeper.params.a is not a key: there are none\n"]),
     ("~callbacks", ["~callbacks: takes a list of options; callbacks=[] leaves out all, ~callbacks.NAME one\n"]),
     ("~optimizer", ["optimizer is missing: the configuration needs it\n"]),
@@ -98,9 +115,17 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ),
     (
         "augmentation.alpha=1",
-        ["there are none; choose augmentation=affine_elastic, ciresan2010, elastic, simard2003\n"],
+        ["; augmentation=affine_elastic, augmentation=ciresan2010, augmentation=elastic, augmentation=simard2003 have"],
     ),
     ("name=myrun", ["name is not a key", "; hydra.run.dir=FOLDER names a run, sweep.name=NAME a sweep\n"]),
+    ("scheduler=plateau patience=5", ["; did you mean scheduler.scheduler.patience?\n"]),
+    ("early_stopping=true", ["; callbacks=early_stopping brings it\n"]),
+    ("augmentation=nonexistent", ["; another is a file DIR/augmentation/NAME.yaml, and --config-dir DIR\n"]),
+    ("optimizer.lr=0.1.2", ["optimizer.lr=0.1.2: must be a number\n"]),
+    ("model.hidden_sizes=0.5", ["model.hidden_sizes=0.5: must be a list, each a whole number\n"]),
+    ("data.checksums=abc", ["data.checksums=abc: must be a group of keys\n"]),
+    ("debug=overfit trainer.max_epochs=100", ["=500: above trainer.max_epochs=100", "; set it to 100 or below\n"]),
+    ("device=cpu", ["; did you mean trainer.accelerator?\n"]),
     ("learning_rate=0.1", ["; did you mean optimizer.lr?\n"]),
     ("monitor=val/loss", ["; did you mean callbacks.checkpoint.monitor?\n"]),
     ("pictures=[loss_curve]", ["; did you mean sweep.pictures?\n"]),
@@ -113,7 +138,7 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ),
     (
         "callbacks=early_stopping experiment=tuned",
-        ["callbacks.early_stopping.monitor=val/acc: data.val_size=0 ", "; data.val_size=5000 holds some out\n"],
+        ["val/acc: data.val_size=0 leaves nothing to validate on; set it above 0, or ~callbacks.early_stopping\n"],
     ),
     ("loss=MSE", ["; did you mean loss=one_hot_mse?\n"]),
     ("scheduler=CosineAnnealingLR", ["; did you mean scheduler=cosine?\n"]),
@@ -197,7 +222,7 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ),
     (
         "scheduler=plateau data.val_size=0 callbacks.checkpoint.monitor=null",
-        ["scheduler.monitor=val/loss: data.val_size=0 leaves nothing to validate on; choose another scheduler"],
+        ["data.val_size=0 leaves nothing to validate on; set it above 0, or choose another scheduler"],
     ),
     (
         "scheduler=cosine +scheduler.monitor=val/f1",
@@ -334,8 +359,10 @@ def test_a_file_of_ones_own_is_mended(group: str, text: str, told: str, main: Ma
     assert_refused(outcome, tmp_path, told)
 
 
-def test_overfitting_takes_as_many_epochs_as_are_asked_for(make_config: Compose) -> None:
-    assert check(make_config("debug=overfit", "trainer.max_epochs=100"))["trainer"]["check_val_every_n_epoch"] == 100
+def test_what_optimisers_and_callbacks_of_ones_own_mean_by_their_keys_is_theirs(make_config: Compose) -> None:
+    optimizer = "optimizer={_target_:test_bad_input.Momentous,_partial_:true,momentum:null}"
+    callback = "+callbacks.mine={_target_:test_bad_input.Patient,patience:forever}"
+    check(make_config("~optimizer", f"+{optimizer}", callback))
 
 
 def test_a_schedule_that_the_run_is_too_short_for_is_told(main: Main) -> None:

@@ -47,6 +47,7 @@ def plant(run_dir: Path, tmp_path: Path) -> Plant:
 
 def test_a_run_folder_stands_for_its_best_checkpoint(run_dir: Path, tmp_path: Path) -> None:
     assert read_checkpoint(run_dir).path == run_dir / "checkpoints" / "best.ckpt"
+    assert read_checkpoint(run_dir / "checkpoints").path == run_dir / "checkpoints" / "best.ckpt"
     (tmp_path / "checkpoints").mkdir()
     shutil.copy(run_dir / "checkpoints" / "last.ckpt", tmp_path / "checkpoints")
     assert read_checkpoint(tmp_path).path.name == "last.ckpt"

@@ -142,10 +142,11 @@ class SweepCallback(Callback):
         for override in overrides:
             if override.is_range_sweep() and len(list(override.sweep_iterator())) == 1:
                 print(f"note: {override.input_line} is one value; range(START,STOP,STEP)", file=sys.stderr)
-        self.names = {job.name for job in jobs}
-        written = Counter(job_name(keys, [_as_number(override) for override in job]) for job in grid)
-        if duplicates := [name for name, times in written.items() if times > 1]:
-            raise UserError(f"{', '.join(sorted(duplicates))}: there twice; name each value once")
+        names, values = [job.name for job in jobs], [tuple(map(_as_number, job)) for job in grid]
+        self.names = set(names)
+        times = Counter(names) + Counter(values)
+        if twice := [name for name, value in zip(names, values, strict=True) if times[name] + times[value] > 2]:
+            raise UserError(f"{', '.join(dict.fromkeys(twice))}: there twice; name each value once")
         settings = unswept_settings(config, overrides)
         if config.sweep.dry_run:
             ledger.check_is_same(folder, keys, settings)
@@ -261,13 +262,13 @@ def known_values(override: Override) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in values]
 
 
-def _as_number(override: str) -> str:
-    """Write a number as all that equal it: 1 and 1.0."""
+def _as_number(override: str) -> tuple[str, float | str]:
+    """Return key and value, 1 and 1.0 as the same."""
     key, _, value = override.partition("=")
     try:
-        return f"{key}={float(value):.17g}"
+        return key, float(value)
     except ValueError:
-        return override
+        return key, value
 
 
 def key_of(override: Override) -> str:

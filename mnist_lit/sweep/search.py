@@ -60,7 +60,8 @@ def take_up(
         try:
             check_distribution_compatibility(before[key], now[key])
         except ValueError:
-            told = f"has drawn from {before[key]}, and cannot from {now[key]}"
+            earlier, later = (list(getattr(drawn, "choices", ())) or drawn for drawn in (before[key], now[key]))
+            told = f"has drawn from {earlier}, and cannot from {later}"
             raise UserError(f"{key}: this search {told}; give it another sweep.name") from None
     again, num_done = [], 0
     for trial in trials:

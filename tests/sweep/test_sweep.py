@@ -96,13 +96,18 @@ def test_all_jobs_are_checked_before_the_first_trains(sweep: Sweep, capsys: pyte
     assert not Path("outputs").exists()
 
 
+def test_close_values_are_two_jobs(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep("model.dropout=0.1,0.1000001", "sweep.dry_run=true") == 0
+    assert capsys.readouterr().out.startswith("to do  dropout=0.1\nto do  dropout=0.1000001\n")
+
+
 def test_a_range_of_one_value_is_told(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep("optimizer.lr=range(0.01,0.1)", "sweep.dry_run=true") == 0
     assert capsys.readouterr().err == "note: optimizer.lr=range(0.01,0.1) is one value; range(START,STOP,STEP)\n"
 
 
 def test_a_job_that_is_there_twice_is_refused(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
-    for twice, told in {"seed=1,1": "seed=1", "optimizer.lr=0.1,1,1.0": "lr=1"}.items():
+    for twice, told in {"seed=1,1": "seed=1", "optimizer.lr=0.1,1,1.0": "lr=1, lr=1.0"}.items():
         assert sweep(twice) == 2
         assert f"error: {told}: there twice" in capsys.readouterr().err
 
