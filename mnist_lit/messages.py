@@ -62,9 +62,8 @@ def describe(error: BaseException) -> str:
         return f"{error.override}: cannot be read; {'it needs a key: ckpt=, images= or resume=' if is_path else how}"
     if isinstance(error, MissingConfigException) and "/" in str(error.missing_cfg_file):
         parts = str(error.missing_cfg_file).split("/")
-        length = (
-            2 if parts[0] == "hydra" and len(parts) > 2 else 1
-        )  # of the group's name; an option's may be a path, by mistake
+        # An option may be a path, by mistake; a group is one only within hydra/.
+        length = 2 if parts[0] == "hydra" and len(parts) > 2 else 1
         group, option = "/".join(parts[:length]), "/".join(parts[length:])
         if group in ("hydra/sweeper", "hydra/launcher") and (extra := option.split("_")[0]) in EXTRAS:
             return f"{group}={option}: not installed; pip install 'mnist-lit[{extra}]'"
@@ -105,11 +104,8 @@ def _no_such_option(group: str, option: str, options: Sequence[str] | None = Non
     close = difflib.get_close_matches(asked, options, n=1) or [
         known for known in options if known != "none" and (known in asked or (len(asked) > 2 and asked in known))
     ]
-    hint = (
-        f"did you mean {group}={close[0]}?"
-        if close
-        else f"another is a file DIR/{group}/NAME.yaml, and --config-dir DIR"
-    )
+    new = f"another is a file DIR/{group}/NAME.yaml, and --config-dir DIR"
+    hint = f"did you mean {group}={close[0]}?" if close else new
     return f"{group}={option}: no such option, there are {', '.join(options)}; {hint}"
 
 

@@ -168,6 +168,7 @@ def test_nothing_but_bad_files(main: Main, trained: Trained, photos: Callable[..
         (["images="], "images is missing: add images=PATH"),
         (["empty"], "empty: cannot be read; it needs a key: ckpt=, images= or resume="),
         (["lr 0.1" * 100], "lr 0.1"),
+        (["images=empty", "checkpoint=x"], "checkpoint is not a key: there are "),
         (["images=empty", "output=answers.txt"], "output=answers.txt: must end in .csv or .json"),
         (["images=empty", "batch_size=0"], "batch_size=0: must be at least 1"),
         (["images=empty", "num_images=many"], "num_images=many: must be a whole number"),
