@@ -16,7 +16,7 @@ from mnist_lit.errors import UserError, in_one_line
 from mnist_lit.loss import probabilities
 from mnist_lit.module import Classifier
 from mnist_lit.predictor import Predictor
-from mnist_lit.result import example
+from mnist_lit.result import newest_run
 from mnist_lit.trust import restore
 
 ALL_ITEMS = typeguard.CollectionCheckStrategy.ALL_ITEMS
@@ -140,5 +140,5 @@ def find_checkpoint(path: Path) -> Path:
     if (found := folder / "last.ckpt").is_file():
         return found
     what = "holds no checkpoints/best.ckpt or last.ckpt" if path.is_dir() else "no such file or folder"
-    known = example("checkpoints/*.ckpt")
+    known = newest_run("checkpoints/*.ckpt")
     raise UserError(f"ckpt={path}: {what}; name a .ckpt file or a run's folder, such as {known}")

@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mnist_lit.composition import CONF_DIR, Loader, register_resolvers
 from mnist_lit.errors import UserError
 from mnist_lit.messages import describe, named, tell_and_exit
-from mnist_lit.result import example
+from mnist_lit.result import newest_run
 from mnist_lit.startup import prompt_interrupts
 from mnist_lit.version import __version__
 
@@ -159,6 +159,6 @@ def require(cfg: DictConfig, key: str, what: str) -> None:
 def require_checkpoint(cfg: DictConfig) -> None:
     """Raise UserError if `ckpt` was not given or is not there: before torch is imported, which takes two seconds."""
     if OmegaConf.is_missing(cfg, "ckpt") or not Path(str(cfg.ckpt)).exists():
-        what = f"a .ckpt file or a run's folder ({example('checkpoints/*.ckpt')})"
+        what = f"a .ckpt file or a run's folder ({newest_run('checkpoints/*.ckpt')})"
         require(cfg, "ckpt", what)
         raise UserError(f"ckpt={cfg.ckpt}: no such file or folder; name {what}")

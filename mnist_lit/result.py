@@ -119,7 +119,7 @@ def git_commit() -> str | None:
     return described.stdout.strip() or None
 
 
-def example(holds: str) -> str:
+def newest_run(holds: str) -> str:
     """Name the newest folder below outputs/train that holds a file, or how such folders are named."""
     found = max(Path("outputs/train").glob(f"*/*/{holds}"), key=lambda path: path.lstat().st_mtime, default=None)
     return str(Path(*found.parts[:4])) if found else "outputs/train/DATE/TIME"

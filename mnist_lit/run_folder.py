@@ -13,7 +13,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_lit.errors import UserError
-from mnist_lit.result import example, write_atomically
+from mnist_lit.result import newest_run, write_atomically
 
 # The run's configuration, in a form that Hydra can compose again.
 CONFIG = "config.yaml"
@@ -56,7 +56,7 @@ def run_dir(resume: str | None, parent: str) -> str:
         return new_folder(parent)
     if not _holds_run(Path(resume)):
         above = [path for path in Path(resume).parents[:2] if _holds_run(path)]  # of RUN/checkpoints/last.ckpt
-        known = above[0] if above else example(CONFIG)
+        known = above[0] if above else newest_run(CONFIG)
         raise UserError(f"resume={resume}: holds no run; name the folder of one, such as {known}")
     return resume
 

@@ -12,7 +12,11 @@ import pytest
 from mnist_lit.composition import PACKAGE
 
 # What knows Hydra besides the entry points.
-KNOW_HYDRA = {"build", "cli", "composition", "messages", "run_folder", "startup", "sweep.search"}
+KNOW_HYDRA = {"build", "cli", "composition", "messages", "run_folder", "startup"} | {
+    f"sweep.{name}" for name in ("overrides", "preflight", "search")
+}
+# What builds: for Python's users, from a checkpoint, to see whether a job can work.
+BUILD = {"__init__", "checkpoint", "sweep.preflight", "trust"}
 VAGUE = {"util", "utils", "helper", "helpers", "common", "base", "misc", "lib", "tools", "core"}
 
 MODULES = {
@@ -63,7 +67,9 @@ def test_nobody_imports_an_entry_point_or_a_plugin(module: str) -> None:
     assert reached(module) & ({f"mnist_lit.{name}" for name in ENTRY_POINTS} | PLUGINS.keys()) == set()
 
 
-@pytest.mark.parametrize("module", sorted(ALL.keys() - ENTRY_POINTS - {"__init__", "checkpoint", "trust"}))
+@pytest.mark.parametrize(
+    "module", sorted(ALL.keys() - ENTRY_POINTS - {"__init__", "checkpoint", "sweep.preflight", "trust"})
+)
 def test_leaf_is_built_and_builds_nothing(module: str) -> None:
     assert reached(module) & {"mnist_lit.build", "mnist_lit.trust"} == set()
 

@@ -2,34 +2,27 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import filelock
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, open_dict, read_write
 
-from mnist_lit import messages, startup
+from mnist_lit import messages
 from mnist_lit.composition import JobLoader
 from mnist_lit.errors import UserError
-from mnist_lit.result import config_hash, flatten
 from mnist_lit.sweep import ledger
 from mnist_lit.sweep.identity import job_name
+from mnist_lit.sweep.overrides import all_overrides, key_and_value, key_of, known_values, unswept_settings
+from mnist_lit.sweep.preflight import Preflight, check_folders, describe_jobs
 from mnist_lit.sweep.progress import ProgressLines
 from mnist_lit.sweep.workers import fork_from_one
-
-if TYPE_CHECKING:
-    from mnist_lit.data import MNISTDataModule
-    from mnist_lit.data.sources import Source
 
 # Compared by name, so that Hydra alone decides when plugins are imported.
 IN_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
@@ -142,7 +135,7 @@ class SweepCallback(Callback):
         for override in overrides:
             if override.is_range_sweep() and len(list(override.sweep_iterator())) == 1:
                 print(f"note: {override.input_line} is one value; range(START,STOP,STEP)", file=sys.stderr)
-        names, values = [job.name for job in jobs], [tuple(map(_as_number, job)) for job in grid]
+        names, values = [job.name for job in jobs], [tuple(map(key_and_value, job)) for job in grid]
         self.names = set(names)
         times = Counter(names) + Counter(values)
         if twice := [name for name, value in zip(names, values, strict=True) if times[name] + times[value] > 2]:
@@ -206,24 +199,6 @@ class SweepCallback(Callback):
         ledger.register(folder, keys, settings, [], num_expected=num_trials)
 
 
-def check_folders(config: DictConfig) -> None:
-    """Raise UserError where the command line puts the sweep, or its jobs, elsewhere than the ledger looks for them."""
-    if not str(config.sweep.name).strip("./ ") or ".." in Path(str(config.sweep.name)).parts:
-        raise UserError(f"sweep.name='{config.sweep.name}': must be the name of a folder; leave it out for the default")
-    if not OmegaConf.is_interpolation(config, "run_dir"):
-        told = "each job has a folder of its own below hydra.sweep.dir; leave it out"
-        raise UserError(f"run_dir={config.run_dir}: {told}")
-    as_written: Any = OmegaConf.to_container(config.hydra.sweep)
-    if not str(as_written["subdir"]).startswith("${mnist_lit.job_name:"):
-        told = "a job's folder is named by what is swept; leave it out"
-        raise UserError(f"hydra.sweep.subdir={as_written['subdir']}: {told}")
-    for override in config.hydra.overrides.hydra:
-        if override.startswith("hydra.run.dir="):
-            raise UserError(
-                f"{override}: a single run's; a sweep is named by sweep.name=NAME or hydra.sweep.dir=FOLDER"
-            )
-
-
 def adapt_ray(launcher: DictConfig) -> None:
     """Fill in what Hydra's plugin for Ray leaves open, if that is the launcher."""
     if "ray" not in launcher:
@@ -236,135 +211,3 @@ def adapt_ray(launcher: DictConfig) -> None:
         defaults["object_store_memory"] = None  # the plugin's own value is refused by a cluster that runs already
     with open_dict(launcher):
         launcher.ray.init = {**defaults, **init}
-
-
-def all_overrides(loader: ConfigLoader, config: DictConfig) -> list[Override]:
-    """Return what `hydra.sweeper.params` and the command line change; of a key's several, the last counts."""
-    params = config.hydra.sweeper.get("params") or {}
-    arguments: list[str] = OmegaConf.to_container(config.hydra.overrides.task)  # type: ignore[assignment]
-    lines = [*(f"{key}={value}" for key, value in params.items()), *arguments]
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides(lines)
-    return list({override.get_key_element(): override for override in parsed}.values())
-
-
-def known_values(override: Override) -> list[str]:
-    """Return, as overrides, the values that a search may choose for a key, or the ends of a range."""
-    if not override.is_sweep_override():
-        return []
-    swept = override.value()
-    values: Iterable[float | str | None]
-    if isinstance(swept, IntervalSweep):
-        values = [swept.start, swept.end]
-    elif isinstance(swept, RangeSweep):  # a search takes the end too
-        values = [swept.start, swept.stop]
-    else:
-        values = override.sweep_string_iterator()
-    return [f"{override.get_key_element()}={value}" for value in values]
-
-
-def _as_number(override: str) -> tuple[str, float | str]:
-    """Return key and value, 1 and 1.0 as the same."""
-    key, _, value = override.partition("=")
-    try:
-        return key, float(value)
-    except ValueError:
-        return key, value
-
-
-def key_of(override: Override) -> str:
-    """Return the key that an override changes, without its package or the + before it."""
-    return str(override.key_or_group)
-
-
-def unswept_settings(config: DictConfig, overrides: list[Override]) -> dict[str, Any]:
-    """Map the dotted keys that a sweep does not change to their values, interpolations left as they stand.
-
-    Below a swept group, only the keys that were overridden for all its options count.
-    """
-    given = {key_of(override) for override in overrides if not override.is_sweep_override()}
-    plain = OmegaConf.to_container(
-        OmegaConf.masked_copy(config, [key for key in map(str, config) if key not in ("hydra", "run_dir", "sweep")])
-    )
-    params = config.hydra.sweeper.get("params") or {}
-    fixed = {
-        override.get_key_element(): override.value()  # of the command line, they are in the configuration already
-        for override in overrides
-        if not override.is_sweep_override() and override.get_key_element() in params
-    }
-    swept_keys = [key_of(override) for override in overrides if override.is_sweep_override()]
-    elsewhere = ("data.root", *swept_keys)  # where the data lies does not matter
-    return {
-        key: value
-        for key, value in [*flatten(plain), *flatten(fixed)]
-        if not any(key == swept or (key.startswith(f"{swept}.") and key not in given) for swept in elsewhere)
-    }
-
-
-class Preflight:
-    """Checks the jobs of the sweep over `keys` in `folder`, building one of those that differ in the seed only.
-
-    `blind` says of each whether it has no images to validate on.
-    """
-
-    def __init__(self, folder: Path, keys: list[str]) -> None:
-        self.folder = folder
-        self.keys = keys
-        self.built: set[str] = set()
-        self.sources: dict[Source, MNISTDataModule] = {}
-        self.blind: list[bool] = []
-
-    def job(self, config: DictConfig, overrides: list[str]) -> ledger.Job:
-        """Check the configuration of one job unless it is done already, and return its place in the ledger.
-
-        Raises UserError for a configuration that cannot work, naming the job.
-        """
-        with startup.fast_imports():
-            from mnist_lit import build
-
-        name = job_name(self.keys, overrides)
-        with _as_the_running_job(config, self.folder / name):
-            cfg = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-            resolved = build.check_top_level(cfg)
-            self.blind.append(0 in (resolved["data"].get("val_size"), resolved["trainer"].get("limit_val_batches")))
-            job = ledger.Job(name=name, overrides=overrides, config_hash=config_hash(resolved))
-            if ledger.is_done(ledger.read_result(self.folder / name), job.config_hash):
-                return job
-            try:
-                if (but_for_the_seed := config_hash(resolved | {"seed": None})) in self.built:
-                    build.check(cfg)
-                else:
-                    datamodule = build.build_job(cfg).datamodule
-                    self.built.add(but_for_the_seed)
-                    self.sources[datamodule.source] = datamodule
-            except UserError as error:
-                raise UserError(f"{error} (job {name})" if self.keys else str(error)) from error
-        return job
-
-    def data(self) -> None:
-        """Fetch what the jobs need, once; raises UserError if it cannot be had."""
-        for datamodule in self.sources.values():
-            datamodule.prepare_data()
-
-
-def describe_jobs(folder: Path, jobs: list[ledger.Job]) -> str:
-    """List the jobs with their state, and how long the rest will take by the mean of those that ran."""
-    results = {job.name: ledger.read_result(folder / job.name) for job in jobs}
-    done = {job.name for job in jobs if ledger.is_done(results[job.name], job.config_hash)}
-    lines = [f"{'done' if job.name in done else 'to do':6} {job.name}" for job in jobs]
-    seconds = [result["fit_seconds"] for result in results.values() if result and result["fit_seconds"]]
-    remaining = len(jobs) - len(done)
-    estimate = f"about {remaining * sum(seconds) / len(seconds):.0f} s of fitting" if seconds else "no job has run yet"
-    return "\n".join([*lines, f"{len(jobs)} jobs, {remaining} to do in {folder}: {estimate}"])
-
-
-@contextmanager
-def _as_the_running_job(config: DictConfig, run_dir: Path) -> Iterator[None]:
-    """Let `${hydra:...}` resolve in a job's configuration before the job runs."""
-    with read_write(config), open_dict(config):
-        config.hydra.runtime.output_dir = str(run_dir.absolute())
-    running: Any = HydraConfig.instance()
-    before, running.cfg = running.cfg, config  # its set_config would copy the configuration, 4 ms a job
-    try:
-        yield
-    finally:
-        running.cfg = before

@@ -1,10 +1,19 @@
-"""How values, numbers and counts are written in a report."""
+"""How values, numbers and counts are read and written in a report."""
 
 import math
 
 import pandas as pd
 
 Value = float | str  # of a swept key
+
+
+def parsed(text: str) -> Value:
+    """Return a finite number, or the text as it is."""
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return number if math.isfinite(number) else text
 
 
 def shown(value: Value) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 from mnist_lit.errors import UserError
 from mnist_lit.sweep.comparison import compare_with_first
 from mnist_lit.sweep.identity import short_keys
-from mnist_lit.sweep.notation import Value, cut, shown
+from mnist_lit.sweep.notation import Value, cut, parsed, shown
 from mnist_lit.sweep.runs import is_test, metric_tags, setting_of
 
 Mode = Literal["max", "min"]
@@ -163,20 +163,11 @@ def swept_values(ended: pd.DataFrame) -> pd.DataFrame:
     overrides = [setting_of(run) for run in ended["overrides"]]
     columns: dict[str, list[Value]] = {}
     for key in dict.fromkeys(key for run in overrides for key in run):
-        values = [_parse(run.get(key, ABSENT)) for run in overrides]
+        values = [parsed(run.get(key, ABSENT)) for run in overrides]
         if len(set(values)) > 1:
             is_numeric = all(isinstance(value, float) for value in values)
             columns[key] = values if is_numeric else [shown(value) for value in values]
     return pd.DataFrame(columns, index=ended.index)
-
-
-def _parse(text: str) -> Value:
-    """Return a finite number, or the text as it is."""
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return number if math.isfinite(number) else text
 
 
 def _aggregate(ended: pd.DataFrame) -> pd.DataFrame:

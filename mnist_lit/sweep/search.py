@@ -10,7 +10,7 @@ from typing import Any
 os.environ.setdefault("SQLALCHEMY_SILENCE_UBER_WARNING", "1")
 
 import optuna
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_from_override
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.exceptions import ExperimentalWarning
@@ -26,15 +26,16 @@ def distributions(overrides: Iterable[Override]) -> dict[str, BaseDistribution]:
     for override in overrides:
         if not override.is_sweep_override():
             continue
-        if getattr(override.value(), "shuffle", False):
+        drawn = override.value()
+        if not isinstance(drawn, ChoiceSweep | RangeSweep | IntervalSweep):
+            raise UserError(f"{override.input_line}: a search takes choice(), range() and interval()")
+        if getattr(drawn, "shuffle", False):
             raise UserError(f"{override.input_line}: a search draws its values anyway; leave out shuffle")
         try:
             with warnings.catch_warnings(action="ignore"):  # which come again when it starts
                 found[override.get_key_element()] = create_optuna_distribution_from_override(override)
         except ValueError as error:
             raise UserError(f"{override.input_line}: {' '.join(str(error).split())}") from error
-        except (AssertionError, NotImplementedError) as error:
-            raise UserError(f"{override.input_line}: a search takes choice(), range() and interval()") from error
     return found
 
 

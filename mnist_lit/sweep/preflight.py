@@ -1,0 +1,107 @@
+"""The check of a sweep's jobs before the first of them trains."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from mnist_lit import startup
+from mnist_lit.errors import UserError
+from mnist_lit.result import config_hash
+from mnist_lit.sweep import ledger
+from mnist_lit.sweep.identity import job_name
+
+if TYPE_CHECKING:
+    from mnist_lit.data import MNISTDataModule
+    from mnist_lit.data.sources import Source
+
+
+class Preflight:
+    """Checks the jobs of the sweep over `keys` in `folder`, building one of those that differ in the seed only.
+
+    `blind` says of each whether it has no images to validate on.
+    """
+
+    def __init__(self, folder: Path, keys: list[str]) -> None:
+        self.folder = folder
+        self.keys = keys
+        self.built: set[str] = set()
+        self.sources: dict[Source, MNISTDataModule] = {}
+        self.blind: list[bool] = []
+
+    def job(self, config: DictConfig, overrides: list[str]) -> ledger.Job:
+        """Check the configuration of one job unless it is done already, and return its place in the ledger.
+
+        Raises UserError for a configuration that cannot work, naming the job.
+        """
+        with startup.fast_imports():
+            from mnist_lit import build
+
+        name = job_name(self.keys, overrides)
+        with _as_the_running_job(config, self.folder / name):
+            cfg = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+            resolved = build.check_top_level(cfg)
+            self.blind.append(0 in (resolved["data"].get("val_size"), resolved["trainer"].get("limit_val_batches")))
+            job = ledger.Job(name=name, overrides=overrides, config_hash=config_hash(resolved))
+            if ledger.is_done(ledger.read_result(self.folder / name), job.config_hash):
+                return job
+            try:
+                if (but_for_the_seed := config_hash(resolved | {"seed": None})) in self.built:
+                    build.check(cfg)
+                else:
+                    datamodule = build.build_job(cfg).datamodule
+                    self.built.add(but_for_the_seed)
+                    self.sources[datamodule.source] = datamodule
+            except UserError as error:
+                raise UserError(f"{error} (job {name})" if self.keys else str(error)) from error
+        return job
+
+    def data(self) -> None:
+        """Fetch what the jobs need, once; raises UserError if it cannot be had."""
+        for datamodule in self.sources.values():
+            datamodule.prepare_data()
+
+
+def describe_jobs(folder: Path, jobs: list[ledger.Job]) -> str:
+    """List the jobs with their state, and how long the rest will take by the mean of those that ran."""
+    results = {job.name: ledger.read_result(folder / job.name) for job in jobs}
+    done = {job.name for job in jobs if ledger.is_done(results[job.name], job.config_hash)}
+    lines = [f"{'done' if job.name in done else 'to do':6} {job.name}" for job in jobs]
+    seconds = [result["fit_seconds"] for result in results.values() if result and result["fit_seconds"]]
+    remaining = len(jobs) - len(done)
+    estimate = f"about {remaining * sum(seconds) / len(seconds):.0f} s of fitting" if seconds else "no job has run yet"
+    return "\n".join([*lines, f"{len(jobs)} jobs, {remaining} to do in {folder}: {estimate}"])
+
+
+@contextmanager
+def _as_the_running_job(config: DictConfig, run_dir: Path) -> Iterator[None]:
+    """Let `${hydra:...}` resolve in a job's configuration before the job runs."""
+    with read_write(config), open_dict(config):
+        config.hydra.runtime.output_dir = str(run_dir.absolute())
+    running: Any = HydraConfig.instance()
+    before, running.cfg = running.cfg, config  # its set_config would copy the configuration, 4 ms a job
+    try:
+        yield
+    finally:
+        running.cfg = before
+
+
+def check_folders(config: DictConfig) -> None:
+    """Raise UserError where the command line puts the sweep, or its jobs, elsewhere than the ledger looks for them."""
+    if not str(config.sweep.name).strip("./ ") or ".." in Path(str(config.sweep.name)).parts:
+        raise UserError(f"sweep.name='{config.sweep.name}': must be the name of a folder; leave it out for the default")
+    if not OmegaConf.is_interpolation(config, "run_dir"):
+        told = "each job has a folder of its own below hydra.sweep.dir; leave it out"
+        raise UserError(f"run_dir={config.run_dir}: {told}")
+    as_written: Any = OmegaConf.to_container(config.hydra.sweep)
+    if not str(as_written["subdir"]).startswith("${mnist_lit.job_name:"):
+        told = "a job's folder is named by what is swept; leave it out"
+        raise UserError(f"hydra.sweep.subdir={as_written['subdir']}: {told}")
+    for override in config.hydra.overrides.hydra:
+        if override.startswith("hydra.run.dir="):
+            raise UserError(
+                f"{override}: a single run's; a sweep is named by sweep.name=NAME or hydra.sweep.dir=FOLDER"
+            )
