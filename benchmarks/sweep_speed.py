@@ -19,6 +19,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+import torch
 from train_speed import data_root, experiment, machine
 
 from mnist_lit.run import quiet
@@ -97,7 +98,7 @@ class Bench:
         return float(beside_fit - statistics.median(tests[1:]))
 
     def joblib_against_threads(self, name: str) -> float:
-        cores = os.cpu_count() or 1
+        cores = torch.get_num_threads()
         eight = ["data.batch_size=128", "optimizer.lr=0.01,0.1", "seed=range(4)"]
         threads = self.seconds(*TRAIN, "-m", *self.job, *eight, f"sweep.name=threads{name}", num_threads=cores)
         joblib = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={cores}", f"sweep.name=joblib{name}"]

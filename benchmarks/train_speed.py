@@ -170,7 +170,7 @@ def main() -> None:
     }
     if device == CPU:
         rounds |= {
-            "our process": lambda: process(sys.executable, "-m", "mnist_lit.train"),
+            "our process": lambda: process(sys.executable, "-m", "mnist_lit.train", accelerator(CPU)),
             "blog process": lambda: process(sys.executable, script, str(root), "loss.png"),
         }
     ours("trainer.max_epochs=1", device=device)  # warm up

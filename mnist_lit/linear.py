@@ -5,12 +5,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+
+def _cpu_name() -> str:
+    """Return the processor's name, empty in an older torch, which does not tell it."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return str(capabilities.get("cpu_name", ""))
+
+
 # For float32 torch asks MKL, which uses AVX2 on AMD's processors. oneDNN uses AVX-512 and takes half the time there: on
-# two Zen 5 cores 0.43 instead of 0.97 ms for [512, 784] by [784, 256], and backward as well. Not measured on Intel's.
+# two Zen 5 cores 0.43 instead of 0.97 ms for [512, 784] by [784, 256], and backward as well. On Intel's, where MKL uses
+# AVX-512 too, oneDNN takes 1.1 to 1.8 times as long (a Xeon with AMX, two cores).
 IS_FASTER = (
     torch.backends.mkl.is_available()
     and torch.backends.mkldnn.is_available()
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    and _cpu_name().startswith("AMD")
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
 
@@ -22,9 +31,9 @@ LEAST_WORK = 4_000_000
 class Linear(nn.Linear):
     """A `torch.nn.Linear` that oneDNN computes where it is faster: in float32, its sums in another order.
 
-    That is where a processor with AVX-512 has much to do. With other precisions, layouts and devices, under torch.func,
-    torch.export, torch.compile, torch.jit and autocast, and with `torch.backends.mkldnn.enabled = False`, it is
-    `torch.nn.Linear` to the bit.
+    That is where an AMD processor with AVX-512 has much to do. With other precisions, layouts and devices, under
+    torch.func, torch.export, torch.compile, torch.jit and autocast, and with `torch.backends.mkldnn.enabled = False`,
+    it is `torch.nn.Linear` to the bit.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name for it)

@@ -125,10 +125,10 @@ def test_names_say_what_is_inside() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    [f"mnist_lit.{name}" for name in ("train", "evaluate", "predict", "export", "demo", "cli")],
+    [f"mnist_lit.{name}" for name in ("train", "evaluate", "predict", "export", "demo", "cli", "sweep.callback")],
 )
 def test_import_waits_with_what_takes_seconds(module: str) -> None:
-    slow = ("torch", "lightning", "torchvision", "torchmetrics", "matplotlib", "tensorboard", "numpy")
+    slow = ("torch", "lightning", "torchvision", "torchmetrics", "matplotlib", "tensorboard", "numpy", "pandas")
     script = f"import sys, {module}; print(*[name for name in {slow} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == ""

@@ -1,11 +1,9 @@
 """The linear layer by oneDNN: torch's own, to rounding, wherever it steps in, and to the bit wherever not."""
 
 import copy
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
+from runpy import run_path
 from typing import Any
 
 import pytest
@@ -16,7 +14,6 @@ from mnist_lit import linear
 from mnist_lit.linear import Linear
 from mnist_lit.model import MLP
 
-FOUND = linear.IS_FASTER
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
 
@@ -267,11 +264,24 @@ def test_transforms_of_functions_find_torchs_own() -> None:
         assert torch.equal(mine, expected)
 
 
-def test_used_where_the_processor_has_avx_512() -> None:
-    has_avx_512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    expected = has_avx_512 and torch.backends.mkl.is_available()
-    assert expected == FOUND
-    script = "from mnist_lit import linear; print(linear.IS_FASTER)"
-    env = os.environ | {"ATEN_CPU_CAPABILITY": "avx2"}
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+AMD = {"cpu_name": "AMD EPYC"}
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL")
+@pytest.mark.parametrize(
+    ("capability", "told", "expected"),
+    [
+        ("AVX512", AMD, True),
+        ("AVX2", AMD, False),
+        ("AVX512", {"cpu_name": "Intel(R) Xeon(R) Processor"}, False),
+        ("AVX512", {}, False),  # by an older torch
+    ],
+)
+def test_used_where_an_amd_processor_has_avx_512(
+    capability: str, told: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+    assert run_path(linear.__file__)["IS_FASTER"] == expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # as in an even older one
+    assert not run_path(linear.__file__)["IS_FASTER"]

@@ -1,8 +1,10 @@
 """Imports, and what they leave."""
 
 import gc
+import subprocess
 import sys
 import weakref
+from pathlib import Path
 
 import pytest
 from lightning_utilities.core import imports
@@ -39,7 +41,7 @@ def test_fast_imports_leave_a_caller_its_collector(monkeypatch: pytest.MonkeyPat
 
 def test_fast_imports_hide_what_torchmetrics_would_import(monkeypatch: pytest.MonkeyPatch) -> None:
     def seen() -> list[bool]:
-        caches = [imports.RequirementCache(name) for name in ("torchvision", "scipy", "matplotlib", "torch")]
+        caches = [imports.RequirementCache(name) for name in ("torchvision", "scipy>=1", "matplotlib", "torch")]
         return [*map(bool, caches), imports.package_available("scipy"), imports.package_available("torch")]
 
     monkeypatch.delitem(sys.modules, "lightning")  # as in a new process
@@ -50,6 +52,16 @@ def test_fast_imports_hide_what_torchmetrics_would_import(monkeypatch: pytest.Mo
     monkeypatch.delitem(sys.modules, "lightning", raising=False)
     with startup.fast_imports(is_program=False):
         assert seen() == [False, False, True, True, False, True]
+
+
+def test_what_happens_to_be_installed_is_not_imported(tmp_path: Path) -> None:
+    for name in ("librosa", "torch_fidelity", "transformers", "vmaf_torch"):
+        (tmp_path / f"{name}-99.dist-info").mkdir()
+        (tmp_path / f"{name}-99.dist-info" / "METADATA").write_text(f"Name: {name}\nVersion: 99\n")
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(f'{__name__} is imported')")
+    script = "from mnist_lit import startup\nwith startup.fast_imports(): import mnist_lit.build"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_runs_after_the_first_keep_no_garbage_for_good() -> None:

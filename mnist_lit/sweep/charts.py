@@ -5,7 +5,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -169,7 +168,7 @@ def draw_heatmap(summary: Summary) -> Figure | None:
     goodness = table if summary.mode == "max" else -table
     lowest = np.nanquantile(goodness, 0.15)
     image = axes.imshow(goodness, cmap="viridis", vmin=lowest, vmax=np.nanmax(goodness), aspect="auto")
-    decimals = num_decimals(pd.Series(table.ravel()))
+    decimals = num_decimals(table.ravel())
     for (row, column), mean in np.ndenumerate(table):
         text = fixed(mean, decimals) + "\ndiverged" * bool(bad[row, column])
         is_dark = sum(image.to_rgba(goodness[row, column])[:3]) < 1.4 and not math.isnan(mean)

@@ -1,8 +1,13 @@
 """How values, numbers and counts are read and written in a report."""
 
 import math
+from collections.abc import Iterable
+from itertools import pairwise
+from statistics import median
+from typing import TYPE_CHECKING
 
-import pandas as pd
+if TYPE_CHECKING:  # which takes a quarter of a second, and every run reads numbers
+    import pandas as pd
 
 Value = float | str  # of a swept key
 
@@ -53,14 +58,13 @@ def plus_minus(mean: float, sd: float, decimals: int) -> str:
 def mean_and_sd(values: "pd.Series[float]") -> str:
     """Return mean and standard deviation (n - 1 below) of the values that are not NaN."""
     mean, sd = float(values.mean()), float(values.std())
-    return plus_minus(mean, sd, num_decimals(pd.Series([mean]), pd.Series([sd])))
+    return plus_minus(mean, sd, num_decimals([mean], [sd]))
 
 
-def num_decimals(means: "pd.Series[float]", sds: "pd.Series[float] | None" = None) -> int:
+def num_decimals(means: Iterable[float], sds: Iterable[float] = ()) -> int:
     """Return how many decimals show the middle spread's first digit; at least 4, which accuracies need.
 
     The spread is the standard deviation, or the step from one mean to the next where there is none above 0.
     """
-    spreads = means.diff().abs() if sds is None or not (sds > 0).any() else sds
-    spread = float(spreads[spreads > 0].median())
-    return 4 if math.isnan(spread) else min(max(math.ceil(-math.log10(spread)), 4), 8)
+    spreads = [sd for sd in sds if sd > 0] or [step for a, b in pairwise(means) if (step := abs(b - a)) > 0]
+    return min(max(math.ceil(-math.log10(median(spreads))), 4), 8) if spreads else 4
