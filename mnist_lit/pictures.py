@@ -39,7 +39,8 @@ def draw_images(
         canvas[y : y + height, x : x + width] = image
         if titles:
             colour = colours[index] if colours else RIGHT
-            axes.text(x + width / 2, y - 2, titles[index], ha="center", va="bottom", fontsize=8, color=colour)
+            text = axes.text(x + width / 2, y - 2, titles[index], ha="center", va="bottom", fontsize=8, color=colour)
+            text.set_parse_math(False)  # a file's name may have dollar signs
     axes.imshow(canvas, cmap=colour_map, vmin=limits[0], vmax=limits[1], aspect="auto", interpolation="nearest")
     return figure
 

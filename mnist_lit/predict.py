@@ -9,6 +9,8 @@ from omegaconf import DictConfig
 from mnist_lit import cli, run_folder, startup
 from mnist_lit.errors import UserError
 
+NAME_LENGTH = 13  # characters that are as wide as a picture
+
 
 def main() -> None:
     """Compose the configuration and read the pictures."""
@@ -58,7 +60,7 @@ def read(
     refused = [answers.Answer(str(file), error=reason) for file, reason in photos.refused.items()]
     answers.write(answers_file, [*given, *refused])
     if given:
-        titles = [f"{one.digit} {one.confidence:.0%}" for one in given[:num_images]]
+        titles = [f"{_short(Path(one.file).stem)}\n{one.digit} {one.confidence:.0%}" for one in given[:num_images]]
         pictures.save(pictures.draw_images(photos.images[:num_images], titles), Path(run_dir) / "pictures.png")
         print(answers.to_table(given))
     print(f"\n{'answers':10}{os.path.relpath(answers_file)}\n{'folder':10}{os.path.relpath(run_dir)}", flush=True)
@@ -69,6 +71,15 @@ def read(
     if refused:
         print(f"error: {len(refused)} of {len(files)} files left out", file=sys.stderr)
         raise SystemExit(2)
+
+
+def _short(name: str) -> str:
+    """Return as much of a file's name as fits above its picture, in letters that every font has.
+
+    It is the end, where photos have their numbers.
+    """
+    name = name.encode("ascii", "replace").decode()
+    return name if len(name) <= NAME_LENGTH else f"...{name[3 - NAME_LENGTH :]}"
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """What happens while libraries load: imports without what nobody needs, and a Ctrl-C that is heard."""
 
 import gc
+import math
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from unittest.mock import patch
@@ -19,6 +20,8 @@ from mnist_lit import run_folder
 
 # What torchmetrics imports if it is there; see `fast_imports`. The last is for plots of metrics, as in a notebook.
 SLOW_TO_IMPORT = ("librosa", "scipy", "torch_fidelity", "torchvision", "transformers", "vmaf_torch", "matplotlib")
+
+CGROUP = Path("/sys/fs/cgroup")  # as a container sees its own
 
 
 @contextmanager
@@ -53,7 +56,7 @@ def fast_imports(*, is_program: bool = True) -> Iterator[None]:
     it waits, and in a program of ours they are left out of later collections, too. torchmetrics, which lightning
     brings, spends 1.3 seconds on SciPy and torchvision, and 7 on transformers where it is installed, for metrics of
     sounds, images and texts, so these are reported missing meanwhile: a few of those metrics stay unavailable in this
-    process. So does pyplot, in a program of ours.
+    process. So does pyplot, in a program of ours, where torch keeps to the processors that a container may use.
     """
     if "lightning" in sys.modules:  # done before, as in every job of a sweep but the first
         _hear_interrupts()
@@ -76,9 +79,27 @@ def fast_imports(*, is_program: bool = True) -> Iterator[None]:
     finally:
         if is_program:
             gc.freeze()
+            _keep_to_quota()
         if was_enabled:
             gc.enable()
         _hear_interrupts()
+
+
+def _keep_to_quota() -> None:
+    """Let torch have no more threads than a container may use processors: they would wait for one another."""
+    if "torch" in sys.modules and "OMP_NUM_THREADS" not in os.environ:
+        torch = sys.modules["torch"]
+        if (quota := _quota()) < torch.get_num_threads():
+            torch.set_num_threads(math.ceil(quota))
+
+
+def _quota() -> float:
+    """Return how many processors Linux's control groups, version 2 or 1, let this process use at a time."""
+    for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
+        with suppress(OSError, ValueError):  # not there, or "max"
+            quota, period = map(int, " ".join((CGROUP / name).read_text() for name in names).split())
+            return quota / period if quota > 0 else math.inf
+    return math.inf
 
 
 def _hear_interrupts() -> None:

@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import FONTS, Main, Trained, compose_config, rendered
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from PIL import Image
 
-from mnist_lit import answers, composition
+from mnist_lit import answers, composition, pictures
 from mnist_lit.checkpoint import read_checkpoint
 from mnist_lit.data import album
 from mnist_lit.data.idx import read_idx
 from mnist_lit.data.photo import Pixels, prepare
 from mnist_lit.data.sources import SAMPLE_DIR, TEST_IMAGES, TEST_LABELS
 from mnist_lit.errors import UserError
+from mnist_lit.pictures import draw_images
 from mnist_lit.predictor import Predictor
 from mnist_lit.train import train
 
@@ -98,6 +100,25 @@ def test_accuracy_on_files_is_accuracy_on_pixels(
     assert table[0].split() == ["file", "digit", "confidence", "second", "guess"]
     assert table[1].split()[:2] == ["photos/000.png", rows[0]["digit"]]
     assert imread(folder / "pictures.png").std() > 0.1
+
+
+def test_pictures_are_titled_by_file_and_answer(
+    main: Main, trained: Trained, photos: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def draw(images: Pixels, titles: list[str]) -> Figure:
+        seen.extend(titles)
+        return draw_images(images, titles)
+
+    monkeypatch.setattr(pictures, "draw_images", draw)
+    photos(**dict.fromkeys(["IMG_20261126_0001", "$a_$ü", "七"], rendered("3")))  # of which no font has all
+    outcome = main(f"ckpt={trained.folder}", "images=photos", module="predict")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert [title.split("\n")[0] for title in seen] == ["$a_$?", "...61126_0001", "?"]
+    digit, confidence = seen[0].split("\n")[1].split()
+    assert digit in "0123456789"
+    assert confidence.endswith("%")
 
 
 def test_bad_files_are_named_and_the_others_are_done(

@@ -1,12 +1,14 @@
 """Imports, and what they leave."""
 
 import gc
+import os
 import subprocess
 import sys
 import weakref
 from pathlib import Path
 
 import pytest
+import torch
 from lightning_utilities.core import imports
 
 from mnist_lit import startup
@@ -62,6 +64,40 @@ def test_what_happens_to_be_installed_is_not_imported(tmp_path: Path) -> None:
     script = "from mnist_lit import startup\nwith startup.fast_imports(): import mnist_lit.build"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("files", "chosen", "expected"),
+    [
+        ({"cpu.max": "150000 100000\n"}, {}, 2),
+        ({"cpu.max": "50000 100000\n"}, {}, 1),
+        ({"cpu.max": "max 100000\n"}, {}, 8),
+        ({"cpu.max": "1600000 100000\n"}, {}, 8),
+        ({"cpu.max": "100000 100000\n"}, {"OMP_NUM_THREADS": "8"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, {}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, {}, 8),
+        ({}, {}, 8),
+    ],
+)
+def test_torch_has_no_more_threads_than_a_container_may_use(
+    files: dict[str, str], chosen: dict[str, str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(startup, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "environ", chosen)
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    before = torch.get_num_threads()
+    torch.set_num_threads(8)
+    try:
+        for is_program in (False, True):
+            monkeypatch.delitem(sys.modules, "lightning", raising=False)  # as in a new process
+            with startup.fast_imports(is_program=is_program):
+                pass
+            assert torch.get_num_threads() == (expected if is_program else 8)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_runs_after_the_first_keep_no_garbage_for_good() -> None:
