@@ -29,13 +29,15 @@ class Result:
     `metrics` are those of the chosen checkpoint (`val/*`) and of the official test images (`test/*`).
     `fit_seconds` is the wall time of training with its validation, checkpoints and logging;
     `images_per_second` is training images over it. `best_epoch`, counted from 1, is the one in or after which the
-    chosen checkpoint was saved. A run that failed before it was built has neither `device` nor `num_parameters`.
+    chosen checkpoint was saved. `setting_hash` is `config_hash` less the seed. A run that failed before it was built
+    has no `setting_hash`, `device` or `num_parameters`.
     """
 
     status: Status
     config_hash: str
     overrides: Sequence[str]
     seed: int
+    setting_hash: str | None = None
     device: str | None = None
     num_parameters: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)

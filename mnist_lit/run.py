@@ -150,6 +150,7 @@ class Run:
         return Result(
             status=status,
             config_hash=config_hash(self.config),
+            setting_hash=config_hash(self.config | {"seed": None}),
             overrides=self.overrides,
             seed=self.config["seed"],
             device=self._device_name(),

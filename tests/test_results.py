@@ -59,7 +59,7 @@ def test_losses_are_compared_over_the_same_seeds(results: Any) -> None:
     assert "not significant" in results.compare(one, one | {"test_acc": [0.981, 0.98, 0.983]})
 
 
-# Not `augmented`: its settings are older than its search, which could not tell them from the best.
+# Not `augmented`: its settings are older than its search, which did not try them.
 @pytest.mark.parametrize("experiment", ["tuned", "cross_entropy", "lecun1998_300", "simard2003_800"])
 def test_settings_are_what_the_search_found(experiment: str, results: Any, make_config: Compose) -> None:
     report = (results.SEARCHES / f"{experiment}.md").read_text(encoding="utf-8")

@@ -100,11 +100,12 @@ def _more(num_rows: int) -> list[Block]:
 
 
 def _best_setting(summary: Summary) -> list[Block]:
-    rows = [
-        [summary.label(winner), str(summary.settings["n"].iloc[winner])]
-        + [mean_and_sd(summary.runs_of(winner, finished=True)[tag]) for tag in summary.tags]
-        for winner in summary.winners[:MAX_ROWS]
-    ]
+    rows = []
+    for winner in summary.winners[:MAX_ROWS]:
+        runs, n = summary.runs_of(winner, finished=True), summary.settings["n"].iloc[winner]
+        partly = {tag: f" (n = {runs[tag].count()})" for tag in summary.tags if 0 < runs[tag].count() < n}
+        scores = [mean_and_sd(runs[tag]) + partly.get(tag, "") for tag in summary.tags]
+        rows.append([summary.label(winner), str(n), *scores])
     headers = ["setting", "n", *[f"{tag} (mean ± sd)" for tag in summary.tags]]
     blocks: list[Block] = [Table(headers, rows), Text(sentences.selection(summary))]
     if len(rows) > 1:
@@ -152,7 +153,11 @@ def _effect_tables(summary: Summary) -> list[Block]:
     for key, effect in ordered:
         ascending = effect.sort_values("mean", ascending=summary.mode == "min")
         best, worst = ascending.iloc[0], ascending.iloc[-1]
-        ends = [f"{cut(shown(end['value']), 40)} ({fixed(end['mean'], decimals)})" for end in (best, worst)]
+        ends = [
+            f"{cut(shown(end['value']), 40)} ({fixed(end['mean'], decimals)}{f', {bad} diverged' if bad else ''})"
+            for end in (best, worst)
+            for bad in [end["bad"]]
+        ]
         ranges.append([key, fixed(abs(best["mean"] - worst["mean"]), decimals), *ends])
     rows = [
         [key, cut(shown(row["value"]), 40), fixed(row["mean"], decimals), str(row["settings"]), str(row["bad"])]

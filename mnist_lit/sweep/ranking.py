@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from mnist_lit.errors import UserError
-from mnist_lit.sweep.comparison import compare_with_first
+from mnist_lit.sweep.comparison import are_equal, compare_with_best
 from mnist_lit.sweep.identity import short_keys
 from mnist_lit.sweep.notation import Value, cut, parsed, shown
 from mnist_lit.sweep.runs import is_test, metric_tags, setting_of
@@ -26,8 +27,9 @@ class Summary:
     `settings` has one row a setting, best first; its position is the setting's number. Columns: `rank` (NaN
     without a mean), `n` (runs with the metric), `mean` and `sd` of the metric over them (sd with n - 1 below,
     NaN for n < 2), `bad` (runs that diverged, or finished with a metric that is not finite), `failed` (failed or
-    interrupted), `fit_seconds` (mean), and of the comparison with the first `verdict` (best, same, worse, not
-    tested, diverged, no result), `test` (paired, Welch or nothing) and `p_value` (corrected; NaN without test).
+    interrupted), `fit_seconds` (mean), and of the comparison with the best `verdict` (best, same, worse, not
+    tested, diverged, no result), `test` (paired, Welch or nothing), `num_scores` (of each setting that it goes by) and
+    `p_value` (corrected; NaN without test).
     `values` has the same rows and one column a swept key. `runs` is `read_runs`'s table, less `repetitions`
     rows, with `setting` (-1 for runs that left nothing to read) and `score`. `effects` has one row for each
     value of each key: the `mean` over the `settings` that have it, and their `bad` runs.
@@ -73,8 +75,8 @@ class Summary:
 
     @property
     def test_tags(self) -> list[str]:
-        """The names of the metrics of the test images that the best setting has."""
-        best = self.runs_of(0, finished=True)
+        """The names of the metrics of the test images that the best settings have."""
+        best = pd.concat([self.runs_of(winner, finished=True) for winner in self.winners or [0]])
         return [tag for tag in self.tags if is_test(tag) and best[tag].notna().any()]
 
     @property
@@ -102,12 +104,12 @@ class Summary:
 def summarise(runs: pd.DataFrame, *, metric: str = "val/acc") -> Summary:
     """Take runs that differ in nothing but their seed as one setting, and rank settings by their mean of `metric`.
 
-    The lower is the better for a loss, else the higher. Settings with a bad run come after all settings without,
+    The lower is the better for a loss or an error, else the higher. Settings with a bad run come after all without,
     those without any metric last. Of runs that repeat another's configuration and seed one counts.
 
     Raises UserError for a metric of the test images, and for one that no finished run has.
     """
-    mode: Mode = "min" if metric.endswith("loss") else "max"
+    mode: Mode = "min" if metric.endswith(("loss", "error")) else "max"
     all_runs, runs = runs, without_repetitions(runs)
     ended = runs[runs["overrides"].notna()]
     score = _scores(ended, metric)
@@ -123,7 +125,7 @@ def summarise(runs: pd.DataFrame, *, metric: str = "val/acc") -> Summary:
     values = values.iloc[[numbers.index(number) for number in order]].reset_index(drop=True)
     positions = pd.Series([order.index(number) for number in numbers], ended.index, dtype=int)
     runs = runs.assign(setting=positions.reindex(runs.index, fill_value=-1), score=score)
-    settings = settings.join(compare_with_first(settings, runs))
+    settings = settings.join(compare_with_best(settings, runs))
     effects = _effects(settings, values)
     return Summary(metric, mode, settings, values, runs, effects, repetitions=len(all_runs) - len(runs))
 
@@ -190,12 +192,15 @@ def _aggregate(ended: pd.DataFrame) -> pd.DataFrame:
 
 def _order(settings: pd.DataFrame, mode: Mode) -> tuple[list[int], list[float]]:
     """Return the settings' numbers, best first, and their ranks; equal means share one."""
-    # Rounded, since means of the same numbers in another order may differ in their last bit.
-    cost = ((-1 if mode == "max" else 1) * settings["mean"]).round(12).fillna(0.0)
+    cost = ((-1 if mode == "max" else 1) * settings["mean"]).fillna(0.0)
     places = list(zip(settings["n"] == 0, settings["bad"] > 0, cost, strict=True))
     order = sorted(range(len(places)), key=lambda number: places[number])
-    ordered = [places[number] for number in order]
-    return order, [math.nan if place[0] else 1.0 + ordered.index(place) for place in ordered]
+    ranks = [1.0][: len(order)]
+    for place, (before, number) in enumerate(pairwise(order), start=2):
+        is_same = places[before][:2] == places[number][:2] and are_equal(places[before][2], places[number][2])
+        ranks.append(ranks[-1] if is_same else place)
+    order = [number for _, number in sorted(zip(ranks, order, strict=True))]  # of equals the first one first
+    return order, [math.nan if places[number][0] else rank for number, rank in zip(order, ranks, strict=True)]
 
 
 def _effects(settings: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pandas as pd
 
 from mnist_lit.result import FILE_NAME
-from mnist_lit.sweep.comparison import ALPHA, least_effect
+from mnist_lit.sweep.comparison import ALPHA, least_effect, num_pairs
 from mnist_lit.sweep.identity import DRAWN_NUMBER
-from mnist_lit.sweep.notation import count, duration, shown
+from mnist_lit.sweep.notation import count, duration, parsed, shown
 from mnist_lit.sweep.ranking import Summary
 from mnist_lit.sweep.runs import NEVER_ENDED, UNREADABLE
 
@@ -19,6 +19,7 @@ CHANGES_VAL_IMAGES = {
     "data.source_dir",
     "data.val_size",
     "data.split_seed",
+    "experiment",
     "trainer.limit_val_batches",
     "trainer.overfit_batches",
     "debug",
@@ -43,16 +44,20 @@ def warnings(summary: Summary) -> Iterator[str]:
             f"The runs differ in {', '.join(elsewhere)}, so they may have been scored on different validation images, "
             "and the ranking be one of the images."
         )
-    if "loss" in summary.keys and summary.metric.endswith("loss"):
-        yield f"The runs minimise different losses, and {summary.metric} is each one's own: rank by val/acc."
+    if {"loss", "experiment"} & {*summary.keys} and summary.metric.endswith("loss"):
+        yield f"The runs may minimise different losses, and {summary.metric} is each one's own: rank by val/acc."
     yield from _edge_warnings(summary)
     if _is_unbalanced(summary):
         yield (
             "The values of a key did not all run with the same values of the other keys, so that effects of keys "
             "may mix; the ranking is not touched."
         )
-    if runs[runs["setting"] >= 0].duplicated(["setting", "seed"]).any():
-        yield "Some runs have equal overrides and seeds but different configurations: were defaults changed?"
+    ended = runs[runs["setting"] >= 0]
+    if ended.duplicated(["setting", "seed"]).any() or (ended.groupby("setting")["setting_hash"].nunique() > 1).any():
+        yield "Some runs of one setting have different configurations: were defaults changed? Their mean is of both."
+    ranked = ended[ended["score"].notna() & (settings["bad"].reindex(ended["setting"]) == 0).to_numpy()]
+    if len(set(ranked.groupby("setting")["seed"].agg(frozenset))) > 1:
+        yield "The settings did not all run with the same seeds, whose luck is in their means: run the missing ones."
     for column in ("git_commit", "versions", "device"):
         if runs[column].dropna().nunique() > 1:
             yield f"The runs differ in {column} ({FILE_NAME} says how): so may their numbers."
@@ -61,17 +66,19 @@ def warnings(summary: Summary) -> Iterator[str]:
 def _edge_warnings(summary: Summary) -> Iterator[str]:
     """Warn where the best value of a numeric key is the smallest or the largest one tried."""
     tried = summary.values[(summary.settings["n"] > 0) | (summary.settings["bad"] > 0)]
-    for key in summary.numeric_keys:
-        best = {float(value) for value in summary.values[key].iloc[summary.winners]}
-        if len(best) != 1 or tried[key].nunique() < 2:
+    for key in summary.keys:
+        best = {*summary.values[key].iloc[summary.winners]}
+        value = parsed(str(best.pop())) if len(best) == 1 else ""
+        # Without null and other texts among them.
+        numbers = [number for number in map(parsed, tried[key].astype(str)) if isinstance(number, float)]
+        if isinstance(value, str) or len({*numbers}) < 2:
             continue
-        value = best.pop()
         if re.fullmatch(DRAWN_NUMBER, repr(value)):  # by a search, which knows its bounds
             continue
-        if value == tried[key].max():
+        if value == max(numbers):
             yield f"The best {key}={shown(value)} is the largest value tried: try larger ones too."
         # Nothing in a configuration is negative: 0 (no momentum, no dropout) is where a key ends.
-        elif value == tried[key].min() and value != 0:
+        elif value == min(numbers) and value != 0:
             yield f"The best {key}={shown(value)} is the smallest value tried: try smaller ones too."
 
 
@@ -111,36 +118,43 @@ def selection(summary: Summary) -> str:
     which, rivals = "highest" if summary.mode == "max" else "lowest", len(summary.ranked)
     text = f"Selected on validation: {which} mean {summary.metric}. " if rivals > 1 else ""
     if not summary.test_tags:
-        return f"{text}The runs hold no score on the test images."
+        return f"{text}The best setting's runs hold no score on the test images."
     if rivals == 1:
         tried = len(summary.settings)
         only = "There is one setting" if tried == 1 else f"Of {tried} settings only this one has a {summary.metric}"
         return f"{only}, so nothing was selected."
+    whom = "the selected setting" if len(summary.winners) == 1 else "those of rank 1"
     return (
-        f"{text}Being the best of {rivals}, it is a little flattered; the score on the test images, shown for "
-        "the selected setting only, is not."
+        f"{text}Being the best of {rivals}, it is flattered; the score on the test images, shown for {whom} only, "
+        "is not."
     )
 
 
 def method(summary: Summary) -> str:
     """Say how the marks in the ranking came about; nothing if there are none."""
-    tested = summary.settings[summary.settings["p_value"].notna()]
+    settings = summary.settings
+    tested = settings[settings["p_value"].notna()]
+    constant = "Differences that are the same for every seed cannot be tested."
+    untestable = constant if (settings["test"].ne("") & settings["p_value"].isna()).any() else ""
     if tested.empty:
-        return ""
+        return untestable
     names = {"paired": "paired t-test over the seeds", "Welch": "Welch's t-test where their seeds differ"}
     tests = " or ".join(name for test, name in names.items() if test in set(tested["test"]))
-    fewest = int(min(tested["n"].min(), summary.settings["n"].iloc[0]))
+    fewest = int(tested["num_scores"].min())
+    num_comparisons = num_pairs(len(tested) + len(summary.winners))
     hidden = f"With n = {fewest}, small differences stay hidden."
     if set(tested["test"]) == {"paired"}:
-        factor = least_effect(fewest, len(tested))
+        factor = least_effect(fewest, num_comparisons)
         hidden = (
             f"With n = {fewest}, what is smaller than about {factor:.1f} times the spread of the differences stays "
             + ("hidden: repeat with more seeds." if factor > 2 else "hidden.")
         )
-    return (
+    told = (
         f"Indistinguishable from the best: p >= {ALPHA} in a two-sided {tests}, p-values corrected by Holm's method "
-        f"over {count(len(tested), 'comparison')}. {hidden}"
+        f"for {count(num_comparisons, 'pair')} of settings, any of which might have been the best. {hidden} "
+        f"The luck of the seeds is in it, not that of the validation images. {untestable}"
     )
+    return told.strip()
 
 
 def bad_runs(summary: Summary) -> str:

@@ -2,6 +2,7 @@ import math
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_runs import (
     BEST,
@@ -61,6 +62,18 @@ def test_equal_means_share_a_rank(add: Add, sweep_dir: Path) -> None:
     text = (sweep_dir / "report.md").read_text()
     assert "2 settings have the same mean val/acc." in text
     assert [row[0] for row in cells_of_markdown(text, "Best setting")[1:]] == ["lr=0.1", "lr=0.2"]
+
+
+def test_means_that_differ_by_float32s_rounding_share_a_rank(add: Add, sweep_dir: Path) -> None:
+    for lr, right in ((0.1, (6900, 6500)), (0.3, (6800, 6600)), (1, (6800, 6599))):
+        add_setting(add, f"optimizer.lr={lr}", accs=[float(np.float32(number / 10_000)) for number in right])
+    summary = summary_of(sweep_dir)
+    assert summary.settings["mean"][0] != summary.settings["mean"][1]
+    assert [(row["optimizer.lr"], row["rank"]) for row in settings_of(summary)] == [(0.1, 1), (0.3, 1), (1, 3)]
+    text = " ".join(write_report([sweep_dir], sweep_dir).split())
+    assert "best lr=0.1" in text
+    assert "best lr=0.3" in text
+    assert "the score on the test images, shown for those of rank 1 only, is not" in text
 
 
 def test_swept_keys_are_those_that_differ(add: Add, sweep_dir: Path) -> None:
@@ -200,6 +213,15 @@ def test_effect_of_a_key_averages_over_the_rest(add: Add, sweep_dir: Path) -> No
     assert rows[1] == ["optimizer.lr", "0.1100", "0.1 (0.9200)", "0.3 (0.8100)"]
     assert rows[2] == ["data.batch_size", "0.0300", "128 (0.8800)", "32 (0.8500)"]
     assert ["data.batch_size", "32", "0.8500", "2", "0"] in rows
+
+
+def test_an_effects_end_that_diverged_says_so(add: Add, sweep_dir: Path) -> None:
+    for lr, acc in ((0.1, 0.95), (0.3, 0.9)):
+        add_setting(add, f"optimizer.lr={lr}", accs=[acc, acc + 0.001])
+    add("optimizer.lr=0.1", seed=2, status="diverged", error="NaN")
+    write_report([sweep_dir], sweep_dir)
+    rows = cells_of_markdown((sweep_dir / "report.md").read_text(), "Effect of each key")
+    assert rows[1][2:] == ["0.1 (0.9505, 1 diverged)", "0.3 (0.9005)"]
 
 
 def test_setting_weighs_the_same_with_few_seeds_in_the_effects(add: Add, sweep_dir: Path) -> None:

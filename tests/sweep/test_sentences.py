@@ -6,6 +6,7 @@ import pytest
 from made_runs import BEST, FAR, Add, add_setting, cells_of_markdown, summary_of, warnings_of
 
 from mnist_lit.sweep.report import write_report
+from mnist_lit.sweep.sentences import warnings
 
 
 def test_equal_overrides_with_different_configurations_are_told(add: Add, sweep_dir: Path) -> None:
@@ -13,8 +14,18 @@ def test_equal_overrides_with_different_configurations_are_told(add: Add, sweep_
     add("optimizer.lr=0.1", acc=0.8, name="b", config_hash="2")
     summary = summary_of(sweep_dir)
     assert summary.settings["n"].item() == 2
-    [told] = [warning for warning in warnings_of(sweep_dir) if "different configurations" in warning]
-    assert told == "Some runs have equal overrides and seeds but different configurations: were defaults changed?"
+    expected = "Some runs of one setting have different configurations: were defaults changed? Their mean is of both."
+    assert expected in warnings_of(sweep_dir)
+
+
+@pytest.mark.parametrize("hashes", [("1", "1"), ("1", "2"), ("1", None)])
+def test_other_seeds_with_different_configurations_are_told(
+    add: Add, sweep_dir: Path, hashes: tuple[str | None, str | None]
+) -> None:
+    for seed, setting_hash in enumerate(hashes):
+        add("optimizer.lr=0.1", acc=0.9, seed=seed, setting_hash=setting_hash)
+    told = [warning for warning in warnings_of(sweep_dir) if "different configurations" in warning]
+    assert len(told) == (hashes == ("1", "2"))
 
 
 @pytest.mark.parametrize("num_settings", [2, 5])
@@ -48,6 +59,7 @@ def test_best_with_one_seed_is_told_though_others_have_more(add: Add, sweep_dir:
         ({"0.01": 0.7, "0.1": 0.9, "1": 0.8}, None),
         ({"0": 0.9, "0.1": 0.8, "1": 0.7}, None),  # 0 is where a key ends
         ({"0.1": 0.9, "auto": 0.8}, None),
+        ({"null": 0.7, "0.5": 0.8, "10": 0.9}, "optimizer.lr=10 is the largest value tried: try larger ones too."),
     ],
 )
 def test_edge_of_a_swept_key(add: Add, sweep_dir: Path, accs: dict[str, float], expected: str | None) -> None:
@@ -103,7 +115,13 @@ def test_the_only_setting_that_did_not_diverge(add: Add, sweep_dir: Path) -> Non
 
 @pytest.mark.parametrize(
     ("other", "keys"),
-    [("data=sample", "data"), ("data.val_size=100", "data.val_size"), ("debug=fast", "debug"), ("model.dropout=0", "")],
+    [
+        ("data=sample", "data"),
+        ("data.val_size=100", "data.val_size"),
+        ("debug=fast", "debug"),
+        ("experiment=blog", "experiment"),
+        ("model.dropout=0", ""),
+    ],
 )
 def test_runs_on_other_validation_images_are_told(add: Add, sweep_dir: Path, other: str, keys: str) -> None:
     add("optimizer.lr=0.1", acc=0.9)
@@ -116,7 +134,30 @@ def test_runs_without_test_scores_say_so(add: Add, sweep_dir: Path) -> None:
     for lr, acc in ((0.1, 0.9), (0.2, 0.8)):
         add(f"optimizer.lr={lr}", metrics={"val/acc": acc})
     text = " ".join(write_report([sweep_dir], sweep_dir).split())
-    assert "Selected on validation: highest mean val/acc. The runs hold no score on the test images." in text
+    assert (
+        "Selected on validation: highest mean val/acc. The best setting's runs hold no score on the test images."
+        in text
+    )
+
+
+def test_test_scores_of_some_runs_say_of_how_many(add: Add, sweep_dir: Path) -> None:
+    for seed in range(4):
+        scores = {"val/acc": 0.95 + seed / 100} | ({"test/acc": 0.94 + seed / 100} if seed < 2 else {})
+        add("optimizer.lr=0.1", metrics=scores, seed=seed)
+        add("optimizer.lr=0.2", metrics={"val/acc": 0.8 + seed / 90, "test/acc": 0.7}, seed=seed)
+    text = write_report([sweep_dir], sweep_dir)
+    assert "0.9450 ± 0.0071 (n = 2)" in text
+    _, best = cells_of_markdown((sweep_dir / "report.md").read_text(), "Best setting")
+    assert best == ["lr=0.1", "4", "0.9650 ± 0.0129", "0.9450 ± 0.0071 (n = 2)"]
+
+
+@pytest.mark.parametrize(("key", "is_told"), [("loss", True), ("experiment", True), ("optimizer", False)])
+def test_ranking_by_the_losses_of_different_losses_is_told(add: Add, sweep_dir: Path, key: str, is_told: bool) -> None:
+    for option, acc in (("a", 0.9), ("b", 0.8)):
+        add(f"{key}={option}", acc=acc)
+    told = [text for text in warnings(summary_of(sweep_dir, "val/loss")) if "different losses" in text]
+    assert len(told) == is_told
+    assert not [text for text in warnings_of(sweep_dir) if "different losses" in text]
 
 
 def test_what_a_search_drew_is_on_no_edge(add: Add, sweep_dir: Path) -> None:
