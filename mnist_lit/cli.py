@@ -33,6 +33,7 @@ from mnist_lit.version import __version__
 ONE_AT_A_TIME = threading.Lock()
 
 
+@prompt_interrupts()
 def run(task: Callable[[DictConfig], Any], config_name: str, *, paths: Sequence[str] = ()) -> None:
     """Run `task` with the configuration that Hydra composes from the command line.
 
@@ -41,17 +42,6 @@ def run(task: Callable[[DictConfig], Any], config_name: str, *, paths: Sequence[
     Exits with code 2 and one line on stderr for errors of the user's, with code 1 and one line for others,
     whose traceback goes to the log. With HYDRA_FULL_ERROR=1 everything is raised as it is.
     """
-    with prompt_interrupts():
-        _run(task, config_name, paths)
-
-
-def is_multirun() -> bool:
-    """Return whether the command line, or a file that it names, asks for a sweep."""
-    is_known = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    return is_known or bool({"-m", "--multirun"} & set(sys.argv[1:]))
-
-
-def _run(task: Callable[[DictConfig], Any], config_name: str, paths: Sequence[str]) -> None:
     if "--version" in sys.argv[1:]:
         print(f"mnist-lit {__version__}")
         return
@@ -83,6 +73,12 @@ def _run(task: Callable[[DictConfig], Any], config_name: str, paths: Sequence[st
         tell_and_exit(named(error, sys.argv[1:]))
     finally:
         os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def is_multirun() -> bool:
+    """Return whether the command line, or a file that it names, asks for a sweep."""
+    is_known = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    return is_known or bool({"-m", "--multirun"} & set(sys.argv[1:]))
 
 
 def _run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> None:

@@ -16,7 +16,7 @@ def main() -> None:
 
 def evaluate(cfg: DictConfig) -> None:
     """Check the configuration and score; raises UserError for what the user can fix, and then leaves no folder."""
-    with run_folder.no_folder_left(Path(cfg.run_dir), log="evaluate.log"):
+    with run_folder.no_folder_left(Path(cfg.run_dir)):
         cli.require_checkpoint(cfg)
         with startup.fast_imports():
             from mnist_lit.build import check_keys

@@ -112,11 +112,6 @@ class Evaluation:
     split: Split
     predictions: Predictions
 
-    @property
-    def images(self) -> ImageDataset:
-        """The images that were scored."""
-        return images_of(self.datamodule, self.split)
-
     def table(self) -> str:
         """Return what a person wants to know, as lines of text."""
         scores, names = self.predictions, self.datamodule.class_names
@@ -207,7 +202,7 @@ class Evaluation:
             "reliability": draw_reliability(scores.bins(), scores.calibration_error()),
         }
         if mistakes := self._mistakes():
-            images, _ = self.images.__getitems__([mistake["index"] for mistake in mistakes])
+            images, _ = images_of(self.datamodule, self.split).__getitems__([mistake["index"] for mistake in mistakes])
             titles = [f"{wrong['predicted']} {wrong['confidence']:.1%}\nnot {wrong['label']}" for wrong in mistakes]
             figures["mistakes"] = draw_images(images.cpu().numpy(), titles)
         return figures

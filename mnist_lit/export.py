@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig
 
@@ -30,7 +30,7 @@ def write(
     *,
     ckpt: str,
     data: dict[str, Any],
-    format: str,  # noqa: A002 (what users call it)
+    format: Literal["onnx", "torch_export"],  # noqa: A002 (what users call it)
     output: str | None,
     trusted: list[str],
 ) -> None:

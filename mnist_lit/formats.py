@@ -38,9 +38,7 @@ class Format:
 
 
 def find_format(name: str) -> Format:
-    """Return one of FORMATS; raises UserError for another name, and for modules that it needs and are missing."""
-    if name not in FORMATS:
-        raise UserError(f"format={name}: must be {' or '.join(FORMATS)}")
+    """Return one of FORMATS; raises UserError for modules that it needs and are missing."""
     missing = " ".join(module for module in FORMATS[name].needs if importlib.util.find_spec(module) is None)
     if missing:
         raise UserError(

@@ -4,7 +4,6 @@ import csv
 import shutil
 import time
 import warnings
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -45,14 +44,14 @@ class TensorBoard(TensorBoardLogger):
     @rank_zero_only
     def log_hyperparams(
         self,
-        params: dict[str, Any] | Namespace,
+        params: Any,  # a dictionary of plain data
         metrics: dict[str, Any] | None = None,
         step: int | None = None,
     ) -> None:
         """Write the row (Lightning calls this at the start of a fit with the module's configuration)."""
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
-        flat = dict(flatten(vars(params) if isinstance(params, Namespace) else params))
+        flat = dict(flatten(params))
         chosen = {
             key.removesuffix("._target_"): value
             for key, value in flat.items()

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -28,13 +28,9 @@ class Schedule:
     """
 
     scheduler: Callable[..., LRScheduler]
-    interval: str = "epoch"
+    interval: Literal["step", "epoch"] = "epoch"
     length_argument: str | None = None
     monitor: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.interval not in ("step", "epoch"):
-            raise ValueError(f"interval must be step or epoch, got {self.interval}")
 
 
 class Classifier(L.LightningModule):
@@ -201,10 +197,7 @@ class Classifier(L.LightningModule):
             return
         # For callbacks; to the loggers by hand, since Lightning would write them a step too early.
         self.log_dict(metrics, logger=False, sync_dist=True)
-        for logger in self.loggers:
-            logger.log_metrics(metrics, self.trainer.global_step)
-        for tag, value in metrics.items():
-            self.history.setdefault(tag, []).append((self.trainer.global_step, value))
+        self._record(metrics)
         self._stop_if_diverged(f"{split}/loss", metrics[f"{split}/loss"])
         if split == "val" and self.plateau is not None:
             assert self.scheduler is not None

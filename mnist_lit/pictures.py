@@ -48,7 +48,7 @@ def draw_images(
 def draw_curves(history: dict[str, list[tuple[int, float]]]) -> Figure:
     """Draw training and validation loss, and below them validation accuracy, over optimiser steps."""
     panels = [tags for tags in (["train/loss", "val/loss"], ["val/acc"]) if any(tag in history for tag in tags)]
-    figure = Figure(figsize=(7, 2.6 * max(len(panels), 1) + 0.4), dpi=100)
+    figure = Figure(figsize=(7, 2.6 * len(panels) + 0.4), dpi=100)
     # Fixed margins: finding them (layout="constrained") would draw everything twice.
     figure.subplots_adjust(left=0.08, right=0.98, top=0.97, bottom=0.1, hspace=0.1)
     for axes, tags in zip(figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels, strict=True):

@@ -19,7 +19,7 @@ def main() -> None:
 
 def predict(cfg: DictConfig) -> None:
     """Check the configuration and read; raises UserError for what the user can fix, and then leaves no folder."""
-    with run_folder.no_folder_left(Path(cfg.run_dir), log="predict.log"):
+    with run_folder.no_folder_left(Path(cfg.run_dir)):
         cli.require_checkpoint(cfg)
         cli.require(cfg, "images", "a picture, a folder or a glob")
         with startup.fast_imports():

@@ -17,6 +17,8 @@ from mnist_lit.result import newest_run, write_atomically
 
 # The run's configuration, in a form that Hydra can compose again.
 CONFIG = "config.yaml"
+# What lies in a folder where nothing has run.
+OF_NO_RUN = {"train.log", "evaluate.log", "predict.log", ".lock"}
 CONFIG_HEADER = """\
 # Repeat this run:  python -m mnist_lit.train --config-dir {folder} --config-name config
 # Changed by its command: {overrides}
@@ -97,16 +99,16 @@ def check_is_new(run_dir: Path) -> None:
 
 
 @contextmanager
-def no_folder_left(run_dir: Path, log: str = "train.log") -> Iterator[None]:
-    """Remove the run folder, if nothing but its `log` is in it, when a run ends before it has started."""
+def no_folder_left(run_dir: Path) -> Iterator[None]:
+    """Remove the run folder, if nothing but its log is in it, when a run ends before it has started."""
     try:
         yield
     except (UserError, KeyboardInterrupt):
-        remove_unused(run_dir, log)
+        remove_unused(run_dir)
         raise
 
 
-def remove_unused(run_dir: Path, log: str) -> None:
-    """Remove a run folder if nothing but its `log` is in it; never the folder that the user is in."""
-    if run_dir.resolve() != Path.cwd() and {path.name for path in run_dir.iterdir()} <= {log, ".lock"}:
+def remove_unused(run_dir: Path) -> None:
+    """Remove a run folder if nothing but its log is in it; never the folder that the user is in."""
+    if run_dir.resolve() != Path.cwd() and {path.name for path in run_dir.iterdir()} <= OF_NO_RUN:
         shutil.rmtree(run_dir, ignore_errors=True)

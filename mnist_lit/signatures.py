@@ -11,6 +11,7 @@ from typing import Any, Literal
 import typeguard
 
 from mnist_lit.errors import UserError
+from mnist_lit.sweep.notation import parsed
 
 # What a node may hold for Hydra itself.
 HYDRAS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
@@ -93,16 +94,9 @@ def _hint(key: str, value: Any, hint: Any) -> str:
     is_group = "." not in key and any(typing.get_origin(one) is dict for one in (hint, *typing.get_args(hint)))
     if isinstance(value, str) and is_group:
         return f"; to choose an option within a file, defaults: [override /{key}: {value}]"
-    if isinstance(value, str) and _is_a(_as_number(value), hint):
+    if isinstance(value, str) and _is_a(parsed(value), hint):
         return "; leave out the quotes"
     return f"; write [{value}]" if _is_a([value], hint) else ""
-
-
-def _as_number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 def _in_words(hint: Any) -> str:

@@ -41,9 +41,7 @@ def _leave_at_once(number: int, frame: object) -> None:
     os.write(2, b"interrupted\n")
     try:
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
-            run_folder.remove_unused(
-                Path(HydraConfig.get().runtime.output_dir), log=f"{HydraConfig.get().job.name}.log"
-            )
+            run_folder.remove_unused(Path(HydraConfig.get().runtime.output_dir))
     finally:  # whatever that ran into: Hydra may not have made the folder yet
         os._exit(128 + number)
 
@@ -56,7 +54,7 @@ def fast_imports(*, is_program: bool = True) -> Iterator[None]:
     it waits, and in a program of ours they are left out of later collections, too. torchmetrics, which lightning
     brings, spends 1.3 seconds on SciPy and torchvision, and 7 on transformers where it is installed, for metrics of
     sounds, images and texts, so these are reported missing meanwhile: a few of those metrics stay unavailable in this
-    process. So does pyplot, in a program of ours, where torch keeps to the processors that a container may use.
+    process. In a program of ours so is pyplot, and torch gets no more threads than a container may use processors.
     """
     if "lightning" in sys.modules:  # done before, as in every job of a sweep but the first
         _hear_interrupts()

@@ -45,17 +45,17 @@ def train(cfg: DictConfig) -> float | None:
     A job of a multirun goes through `_train_as_job`. A single run raises UserError for what the user can
     fix, and SystemExit with code 1 if it diverged, 128 + the signal's number if it was interrupted.
     """
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
         return _train_as_job(cfg)
-    if HydraConfig.initialized():
-        # The log is in Hydra's folder, and the rest belongs there too.
-        with run_folder.no_folder_left(Path(output_dir := HydraConfig.get().runtime.output_dir)):
-            if cfg.resume is not None and Path(cfg.resume).resolve() != Path(output_dir).resolve():
-                raise UserError(f"hydra.run.dir={output_dir}: a resumed run stays in its folder; leave it out")
-            if cfg.run_dir != output_dir:
-                raise UserError(f"run_dir={cfg.run_dir}: follows hydra.run.dir; give hydra.run.dir=FOLDER instead")
-            if cfg.sweep.dry_run is True or HydraConfig.get().sweeper.get("params"):
-                raise UserError("sweep: this is a single run; add -m for a sweep")
+    # The log is in Hydra's folder, and the rest belongs there too.
+    with run_folder.no_folder_left(Path(output_dir := hydra.runtime.output_dir)):
+        if cfg.resume is not None and Path(cfg.resume).resolve() != Path(output_dir).resolve():
+            raise UserError(f"hydra.run.dir={output_dir}: a resumed run stays in its folder; leave it out")
+        if cfg.run_dir != output_dir:
+            raise UserError(f"run_dir={cfg.run_dir}: follows hydra.run.dir; give hydra.run.dir=FOLDER instead")
+        if cfg.sweep.dry_run is True or hydra.sweeper.get("params"):
+            raise UserError("sweep: this is a single run; add -m for a sweep")
     run_dir = Path(cfg.run_dir)
     is_resumed = cfg.resume is not None
     if is_resumed and (run_dir.parent / ledger.LEDGER).is_file():
@@ -84,7 +84,7 @@ def _as_it_was(cfg: DictConfig) -> DictConfig:
     Raises UserError for other changes.
     """
     saved = run_folder.read_config(Path(cfg.run_dir))
-    for override in HydraConfig.get().overrides.task if HydraConfig.initialized() else []:
+    for override in HydraConfig.get().overrides.task:
         key = override.lstrip("+~").split("=", 1)[0]
         if key != "resume" and key not in CHANGED_ON_RESUME:
             raise UserError(
@@ -205,8 +205,6 @@ def _record_unstarted(cfg: DictConfig, job: ledger.Job, error: Exception) -> Non
 def _build(cfg: DictConfig, known_overrides: Sequence[str] = ()) -> "Run":
     with startup.fast_imports():
         from mnist_lit.build import build, build_job
-    if not HydraConfig.initialized():
-        return build(cfg)
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
         return build_job(cfg, _job_overrides())
@@ -237,7 +235,7 @@ def _execute(run: "Run", cfg: DictConfig, resume_from: Path | None) -> Result:
         return run.execute(test=cfg.test, resume_from=resume_from)
     except (KeyboardInterrupt, SystemExit) as end:  # Lightning turns Ctrl-C into an exit with code 1
         code = end.code if isinstance(end, SystemExit) and end.code != 1 else 130
-        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
+        if HydraConfig.get().mode == RunMode.RUN:
             print(
                 f"interrupted; go on:  python -m mnist_lit.train resume={os.path.relpath(run.run_dir)}", file=sys.stderr
             )

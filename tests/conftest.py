@@ -37,18 +37,18 @@ import torch._dynamo  # what an optimiser imports
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from made_runs import add, grid, sweep_dir, with_charts  # noqa: F401 (fixtures)
 from made_sources import install_npm, mirror, no_mirrors, no_npm  # noqa: F401 (fixtures)
 from made_sweeps import sweep  # noqa: F401 (fixtures)
 from matplotlib import get_data_path
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from PIL import Image, ImageDraw, ImageFont
 
 from mnist_lit import load_model
 from mnist_lit.data import sources
 from mnist_lit.predictor import Predictor
 from mnist_lit.server import Server
-from mnist_lit.train import train
 
 # What a script starts with & ignores Ctrl-C, and so would the processes of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -150,6 +150,20 @@ def compose_config(run_dir: Path, *overrides: str, sample: bool = True) -> DictC
     with open_dict(config):
         del config["hydra"]
     return config
+
+
+def train(config: DictConfig) -> float | None:
+    """Train by the entry point's task, in the folder that the configuration names."""
+    from mnist_lit.train import train as task
+
+    hydra = composer()[1].copy()
+    with read_write(hydra), open_dict(hydra):
+        hydra.hydra.mode, hydra.hydra.runtime.output_dir = RunMode.RUN, config.run_dir
+    HydraConfig.instance().set_config(hydra)
+    try:
+        return task(config)
+    finally:
+        HydraConfig.instance().cfg = None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -84,6 +84,20 @@ def test_help_names_examples_and_options(command: Command) -> None:
     assert max(map(len, done.stdout.splitlines())) <= 132  # the list of experiments
 
 
+@pytest.mark.parametrize(
+    ("module", "option"),
+    [("evaluate", "split=test"), ("predict", "images=PATH"), ("export", "format=onnx"), ("demo", "port=8000")],
+)
+def test_help_is_a_page(main: Main, tmp_path: Path, module: str, option: str) -> None:
+    outcome = main("--help", module=module)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert f"python -m mnist_lit.{module} ckpt=outputs/train/" in outcome.out
+    assert option in outcome.out
+    assert "Powered by Hydra" not in outcome.out
+    assert max(map(len, outcome.out.splitlines())) <= 110
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_help_makes_no_folder(main: Main, tmp_path: Path) -> None:
     assert main("--help").code == 0
     assert main("--cfg", "job").code == 0

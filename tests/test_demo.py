@@ -264,10 +264,3 @@ def test_mistakes_are_told_in_one_line(
     assert outcome.err.startswith(f"error: {line}")
     assert outcome.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
-
-
-def test_help_fits_the_screen(main: Main) -> None:
-    outcome = main("--help", module="demo")
-    assert outcome.code == 0
-    assert "port=8000" in outcome.out
-    assert max(map(len, outcome.out.splitlines())) <= 105

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Train, Trained, compose_config, files, read_checkpoint, read_result
+from conftest import Train, Trained, compose_config, files, read_checkpoint, read_result, train
 from omegaconf import DictConfig
 from torch import Tensor
 from torch.nn import functional
@@ -19,7 +19,6 @@ from mnist_lit.errors import UserError
 from mnist_lit.logger import TensorBoard
 from mnist_lit.loss import OneHotMSE
 from mnist_lit.module import Classifier
-from mnist_lit.train import train
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Evaluation by the command line: the numbers of training again, from the checkpoint alone."""
 
 import json
-import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Main, Outcome, Trained, assert_refused, compose_config
+from conftest import Main, Outcome, Trained, assert_refused, compose_config, train
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -18,7 +17,6 @@ from mnist_lit import composition
 from mnist_lit.data.idx import read_idx
 from mnist_lit.data.sources import FILES, SAMPLE_DIR, TEST_LABELS
 from mnist_lit.module import Classifier
-from mnist_lit.train import train
 
 Plant = Callable[..., Path]
 
@@ -246,17 +244,6 @@ def test_diverged_network_is_refused(plant: Plant, main: Main, tmp_path: Path) -
     assert_refused(outcome, tmp_path, "the network's test/loss became nan: its training diverged")
 
 
-def test_malicious_pickle_is_refused(main: Main, tmp_path: Path) -> None:
-    class Malicious:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return (os.mkdir, (str(tmp_path / "executed"),))
-
-    torch.save({"state_dict": Malicious()}, tmp_path / "a.ckpt")
-    outcome = main("ckpt=a.ckpt", module="evaluate")
-    assert_refused(outcome, tmp_path, "error: a.ckpt: refused, since it is no checkpoint, or holds more")
-    assert not (tmp_path / "executed").exists()
-
-
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
@@ -288,13 +275,3 @@ def test_trust_is_passed_on(plant: Plant, main: Main, tmp_path: Path, monkeypatc
     checkpoint = plant(model={"_target_": "theirs.Net"}, data={"_target_": "theirs.Data"})
     assert_refused(main(f"ckpt={checkpoint}", module="evaluate"), tmp_path, "add trusted=[theirs]")
     assert main(f"ckpt={checkpoint}", "trusted=[theirs]", module="evaluate").code == 0
-
-
-def test_help_is_a_page(main: Main, tmp_path: Path) -> None:
-    outcome = main("--help", module="evaluate")
-    assert (outcome.code, outcome.err) == (0, "")
-    for line in ("python -m mnist_lit.evaluate ckpt=outputs/train/", "split=test", "data.root=FOLDER", "trusted="):
-        assert line in outcome.out
-    assert max(map(len, outcome.out.splitlines())) <= 110
-    assert "Powered by Hydra" not in outcome.out
-    assert list(tmp_path.iterdir()) == []

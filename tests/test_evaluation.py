@@ -3,7 +3,6 @@
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import Trained
@@ -77,7 +76,7 @@ def test_calibration_error_is_the_bins_distance_from_the_diagonal() -> None:
 def test_confidences_are_the_predictors(evaluation: Evaluation) -> None:
     scores = evaluation.predictions
     with torch.no_grad():
-        probabilities = evaluation.checkpoint.predictor()(evaluation.images.images)
+        probabilities = evaluation.checkpoint.predictor()(evaluation.datamodule.test.images)
     expected, predicted = probabilities.max(dim=1)
     assert torch.equal(scores.predicted, predicted)
     torch.testing.assert_close(scores.confidences.float(), expected)
@@ -97,17 +96,6 @@ def test_a_confidence_of_1_is_in_the_last_bin(trained: Trained, tmp_path: Path) 
     sevens = (scores.labels == 7).double().mean().item()
     assert scores.bins()[14] == pytest.approx((1, sevens, 500))
     assert scores.calibration_error() == pytest.approx(1 - sevens)
-
-
-def test_calibration_error_of_a_real_network(evaluation: Evaluation) -> None:
-    scores = evaluation.predictions
-    confidences, right = scores.confidences.numpy(), scores.is_right.numpy()
-    error = 0.0
-    for low in np.arange(15) / 15:
-        inside = (confidences >= low) & (confidences < low + 1 / 15)
-        if inside.any():
-            error += inside.mean() * abs(confidences[inside].mean() - right[inside].mean())
-    assert scores.calibration_error() == pytest.approx(error, abs=1e-6)
 
 
 def test_network_without_mistakes_has_no_picture_of_them(evaluation: Evaluation, tmp_path: Path) -> None:

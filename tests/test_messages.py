@@ -25,6 +25,7 @@ HINTS: list[tuple[str, list[str]]] = [
     ("pictures=[loss_curve]", ["; did you mean sweep.pictures?\n"]),
     ("optimizer.lr=[0.1,0.2]", [": must be a number; to sweep over several, -m optimizer.lr=0.1,0.2\n"]),
     ("optimizer.lr='0.1'", ["optimizer.lr=0.1: must be a number; leave out the quotes\n"]),
+    ("trainer.max_epochs=abc", ["trainer.max_epochs=abc: must be a whole number or null\n"]),
     ("loss=MSE", ["; did you mean loss=one_hot_mse?\n"]),
     ("scheduler=CosineAnnealingLR", ["; did you mean scheduler=cosine?\n"]),
     ("optimizer=rmsprop", ["there are adam, adamw, sgd; another is a file DIR/optimizer/NAME.yaml, and --config-dir"]),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import FONTS, Main, Trained, compose_config, rendered
+from conftest import FONTS, Main, Trained, compose_config, rendered, train
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from PIL import Image
@@ -23,7 +23,6 @@ from mnist_lit.data.sources import SAMPLE_DIR, TEST_IMAGES, TEST_LABELS
 from mnist_lit.errors import UserError
 from mnist_lit.pictures import draw_images
 from mnist_lit.predictor import Predictor
-from mnist_lit.train import train
 
 NUM_IMAGES = 200
 

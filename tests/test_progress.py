@@ -5,10 +5,9 @@ import sys
 from typing import Any
 
 import pytest
-from conftest import Compose, Train
+from conftest import Train
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-from mnist_lit.build import build
 from mnist_lit.callbacks import progress
 from mnist_lit.callbacks.progress import Progress
 from mnist_lit.module import Classifier
@@ -122,16 +121,6 @@ def test_epochs_without_an_end_are_counted_alone(train_run: Train, caplog: pytes
     with caplog.at_level(logging.INFO, logger="mnist_lit"):
         train_run("trainer.max_epochs=-1", "+trainer.max_steps=20", "test=false")
     assert [message.split("  ")[0] for message in caplog.messages] == ["epoch 1", "epoch 2"]
-
-
-@pytest.mark.parametrize(("always", "is_terminal"), [(False, False), (False, True), (True, False)])
-def test_always_and_terminal_decide(
-    make_config: Compose, monkeypatch: pytest.MonkeyPatch, always: bool, is_terminal: bool
-) -> None:
-    monkeypatch.setattr(sys, "stdout", Terminal() if is_terminal else io.StringIO())
-    run = build(make_config(f"callbacks.progress.always={always}".lower()))
-    (progress,) = (callback for callback in run.trainer.callbacks if isinstance(callback, Progress))  # type: ignore[attr-defined]
-    assert progress.is_enabled == (always or is_terminal)
 
 
 def test_negative_refresh_seconds_are_refused() -> None:

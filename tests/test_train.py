@@ -12,7 +12,7 @@ from unittest.mock import patch
 import lightning as L
 import pytest
 import torch
-from conftest import Compose, Train, Trained, files
+from conftest import Compose, Train, Trained, files, train
 from lightning.pytorch.accelerators import CUDAAccelerator
 from matplotlib.image import imread
 from omegaconf import DictConfig, OmegaConf
@@ -26,7 +26,6 @@ from mnist_lit.errors import UserError
 from mnist_lit.evaluation import build_scorer
 from mnist_lit.module import Classifier
 from mnist_lit.result import SCHEMA_VERSION, Result
-from mnist_lit.train import train
 
 PICTURES = ("samples", "predictions", "confusion_matrix", "first_layer_weights", "loss_curve")
 
@@ -242,14 +241,6 @@ def test_run_too_short_for_a_curve_ends_well(train_run: Train) -> None:
     assert run.history == {}
     assert run.result["status"] == "finished"
     assert "figures/first_layer_weights.png" in files(run.folder)
-
-
-# From Python 3.12 on, forking a process with threads (TensorBoard's writer) warns.
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_worker_processes_change_nothing(train_run: Train, trained: Trained) -> None:
-    run = train_run("data.num_workers=2", "trainer.max_epochs=1", "test=false")
-    assert run.history["train/loss"] == trained.history["train/loss"][:1]
-    assert run.history["val/loss"] == trained.history["val/loss"][:1]
 
 
 def test_a_gpu_that_is_not_wanted_is_nothing_to_warn_of(train_run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
