@@ -22,6 +22,15 @@ def in_one_line(error: BaseException) -> str:
     return message if isinstance(error, UserError | DivergedError) else f"{type(error).__name__}: {message}"
 
 
+def is_of_ctrl_c(error: BaseException | None) -> bool:
+    """Return whether a library failed at what a Ctrl-C had left half done, as OmegaConf does."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__context__
+    return False
+
+
 def is_stdout_closed() -> bool:
     """Return whether whoever reads what is printed has gone; then nothing more is sent there."""
     watched = select.poll()

@@ -4,7 +4,7 @@ import csv
 import shutil
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +15,12 @@ from torch import Tensor, nn
 
 from mnist_lit.module import Classifier
 from mnist_lit.result import flatten
+
+
+def _without_lightnings_epoch(metrics: Mapping[str, float]) -> Iterator[tuple[str, float]]:
+    """Leave out the whole number that Lightning adds to what callbacks log, a step late: ours has decimals."""
+    is_ours = "images_seen" in metrics
+    return ((tag, value) for tag, value in metrics.items() if is_ours or tag != "epoch")
 
 
 class TensorBoard(TensorBoardLogger):
@@ -38,7 +44,9 @@ class TensorBoard(TensorBoardLogger):
         """Write all scalars as one event: a quarter of the time of one event each."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        values = [Summary.Value(tag=tag, simple_value=float(value)) for tag, value in metrics.items()]
+        values = [
+            Summary.Value(tag=tag, simple_value=float(value)) for tag, value in _without_lightnings_epoch(metrics)
+        ]
         self.experiment._get_file_writer().add_summary(Summary(value=values), step)
 
     @rank_zero_only
@@ -90,15 +98,25 @@ class TensorBoard(TensorBoardLogger):
         """Flush only: Lightning calls this after the fit, and the test goes on in the same event file."""
         self.experiment.flush()
 
-    def forget_after(self, step: int) -> None:
-        """Make TensorBoard drop the points beyond `step` that earlier event files in the folder hold."""
-        self._kwargs["purge_step"] = step + 1
+    @rank_zero_only
+    def forget_after(self, step: int, at_step: Mapping[str, float]) -> None:
+        """Make TensorBoard drop the points from `step` on that earlier event files hold, but for `at_step`.
+
+        These are the scalars at the very step, among which there may be test scores, too; they will be logged again.
+        """
+        self._kwargs["purge_step"] = step
         # TensorBoard reads event files by the order of their names, events.out.tfevents.<second>.<host>.<process>...:
-        # one of the same second, or of another machine whose clock is late, would come before them.
-        seconds = [path.name.split(".")[3] for path in Path(self.log_dir).glob("events.out.tfevents.*")]
-        last = max((int(second) for second in seconds if second.isdigit()), default=0)
-        if 0 < (wait := last + 1 - time.time()) < 10:  # beyond that, a clock was wrong
+        # one of the same second, or of a machine whose clock is late, would come before them.
+        paths = sorted(Path(self.log_dir).glob("events.out.tfevents.*"))
+        parts = [path.name.split(".", 4) for path in paths]
+        last = max((int(second) for _, _, _, second, _ in parts if second.isdigit()), default=0)
+        if 0 < (wait := last + 1 - time.time()) < 10:
             time.sleep(wait)
+        elif wait > 0:  # a clock was wrong: theirs are set back
+            earliest = int(time.time()) - len(paths)
+            for number, (path, (*first, _, rest)) in enumerate(zip(paths, parts, strict=True)):
+                path.rename(path.with_name(".".join([*first, f"{earliest + number:010}", rest])))
+        self.log_metrics(at_step, step)
 
     @rank_zero_only
     def close(self) -> None:
@@ -114,14 +132,23 @@ class Csv(CSVLogger):
         super().__init__(save_dir, name="", version="csv", flush_logs_every_n_steps=1)
 
     @rank_zero_only
-    def forget_after(self, step: int) -> None:
-        """Keep an earlier attempt's rows up to `step`; Lightning itself would drop all of them."""
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Write a row."""
+        super().log_metrics(dict(_without_lightnings_epoch(metrics)), step)
+
+    @rank_zero_only
+    def forget_after(self, step: int, at_step: Mapping[str, float]) -> None:
+        """Keep an earlier attempt's rows up to `step`, less test scores; Lightning itself would drop all of them."""
         path = Path(self.log_dir, "metrics.csv")
         if not path.exists():
             return
         with path.open(newline="", encoding="utf-8") as file:
             whole = [line for line in file if line.endswith("\n")]  # a killed process may leave part of a row
-        rows = [row for row in csv.DictReader(whole) if int(row["step"]) <= step]
+        rows = [
+            row
+            for row in csv.DictReader(whole)
+            if int(row["step"]) <= step and not any(value and tag.startswith("test/") for tag, value in row.items())
+        ]
         shutil.rmtree(self.log_dir)
         self.experiment.metrics = [{key: value for key, value in row.items() if value} for row in rows]
         self.experiment.save()

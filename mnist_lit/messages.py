@@ -15,7 +15,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, Interpolation
 from yaml import YAMLError
 
 from mnist_lit.composition import CONF_DIR
-from mnist_lit.errors import UserError, in_one_line, is_stdout_closed
+from mnist_lit.errors import UserError, in_one_line, is_of_ctrl_c, is_stdout_closed
 from mnist_lit.result import flatten
 
 # Extras in pyproject.toml that install plugins for Hydra.
@@ -48,8 +48,8 @@ def describe(error: BaseException) -> str:
     if isinstance(error, InterpolationResolutionError):
         below = error.__context__
         while below is not None:
-            if isinstance(below, UserError):  # of one of our resolvers
-                return in_one_line(below)
+            if isinstance(below, UserError | OSError):  # of one of our resolvers
+                return describe(below)
             below = below.__context__
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
         known = [str(key) for key in cause.parent_node if not str(key).startswith("_") and key != "hydra"]
@@ -162,6 +162,8 @@ def tell(error: Exception) -> int:
     """Print the error in one line, log it with its traceback where it is not the user's, return the exit code."""
     if isinstance(error, BrokenPipeError) and is_stdout_closed():
         return 128 + signal.SIGPIPE
+    if is_of_ctrl_c(error):
+        return 128 + signal.SIGINT
     is_users = isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError | YAMLError)
     line = f"error: {describe(error)}"
     is_told = is_users and not (isinstance(error, OSError) and error.filename is None)

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.utils.data import DistributedSampler
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -85,11 +86,11 @@ class Classifier(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add one batch to `val/loss` and `val/acc`."""
-        self._eval_step(batch)
+        self._eval_step(batch, batch_idx, self.trainer.val_dataloaders)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Add one batch to `test/loss` and `test/acc`; return the predicted classes [B]."""
-        return self._eval_step(batch).argmax(dim=1)
+        return self._eval_step(batch, batch_idx, self.trainer.test_dataloaders).argmax(dim=1)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the logits [B, C] of one batch."""
@@ -178,11 +179,16 @@ class Classifier(L.LightningModule):
         logits = self(images)
         return self.loss(logits, labels), logits
 
-    def _eval_step(self, batch: Batch) -> Tensor:
-        loss, logits = self._step(batch)
+    def _eval_step(self, batch: Batch, batch_idx: int, loader: Any) -> Tensor:
+        images, labels = batch
+        if _ends_with_a_repetition(loader, batch_idx):
+            images, labels = images[:-1], labels[:-1]
+            if not len(labels):
+                return labels.new_zeros(0, 1)
+        loss, logits = self._step((images, labels))
         # A mean over images, not batches; this nan_strategy ignores MeanMetric's own weights.
         self.eval_loss.update(loss.expand(len(logits)))
-        self.eval_acc.update(logits, batch[1])
+        self.eval_acc.update(logits, labels)
         return logits
 
     def _log_eval(self, split: str) -> None:
@@ -239,3 +245,12 @@ class Classifier(L.LightningModule):
                 f"{tag} became {value} at step {self.trainer.global_step}: try a smaller optimizer.lr, "
                 "or trainer.gradient_clip_val=1"
             )
+
+
+def _ends_with_a_repetition(loader: Any, batch_idx: int) -> bool:
+    """Return whether a batch's last image is another process's, too: each of several is given as many images."""
+    sampler = getattr(loader, "sampler", None)
+    if not isinstance(sampler, DistributedSampler) or batch_idx < len(loader) - 1:
+        return False
+    num_left_over = len(sampler.dataset) % sampler.num_replicas  # type: ignore[arg-type]
+    return 0 < num_left_over <= sampler.rank

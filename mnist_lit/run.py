@@ -1,7 +1,7 @@
 """One run: fit, test, and the result that says how it ended."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,21 +85,32 @@ class Run:
     def last_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
         """Return the path and content of the run folder's last checkpoint, on the CPU, or None if there is none.
 
-        Raises UserError if it is damaged.
+        Raises UserError if it is damaged, or if the best one is, which the run will be scored with unless a better one
+        comes.
         """
-        path = self.run_dir / "checkpoints" / "last.ckpt"
-        if not path.exists():
+        last = path = self.run_dir / "checkpoints" / "last.ckpt"
+        if not last.exists():
             return None
         try:
-            return path, torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = _load(last)
+            callback: Any = self.trainer.checkpoint_callback
+            best = checkpoint["callbacks"].get(callback.state_key, {}).get("best_model_path") if callback else None
+            if best:
+                path = Path(callback.dirpath or Path(best).parent) / Path(best).name
+                _load(path)
         except Exception as error:  # whatever a damaged file makes torch raise
-            raise UserError(f"{path}: damaged; remove it to start the run anew: {in_one_line(error)}") from error
+            told = f"{path}: damaged; remove {'it' if path == last else last} to start the run anew"
+            raise UserError(f"{told}: {in_one_line(error)}") from error
+        return last, checkpoint
 
-    def forget_after(self, step: int) -> None:
-        """Tell the loggers to forget what an earlier attempt logged after a step."""
+    def forget_after(self, checkpoint: Mapping[str, Any]) -> None:
+        """Tell the loggers to forget what an earlier attempt logged after a checkpoint, its test scores among it."""
+        step = checkpoint["global_step"]
+        points = {tag: dict(points.tolist()) for tag, points in checkpoint["progress"]["history"].items()}
+        at_step = {tag: values[step] for tag, values in points.items() if step in values}
         for logger in self.trainer.loggers:
             if isinstance(logger, TensorBoard | Csv):
-                logger.forget_after(step)
+                logger.forget_after(step, at_step)
 
     def start_anew(self) -> None:
         """Remove what an earlier attempt left in the run folder."""
@@ -130,7 +141,7 @@ class Run:
             elif (seconds_left := self.timer.time_remaining()) is not None and seconds_left <= 0:
                 self.stopped_early = "the limit of time was reached (trainer.max_time)"
         if path := getattr(self.trainer.checkpoint_callback, "best_model_path", None):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = _load(path)
             # To be tested. Lightning would give callbacks their states back, too, and one that averages weights then
             # puts others in the place of those that were validated.
             self.module.load_state_dict(checkpoint["state_dict"])
@@ -169,6 +180,11 @@ class Run:
         return f"{self.trainer.world_size} x {device.type} ({name})"
 
 
+def _load(path: str | Path) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return checkpoint
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Drop the warnings that a user can do nothing about."""
@@ -185,6 +201,8 @@ def quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         # What debug=overfit asks for.
         warnings.filterwarnings("ignore", message=".*requested to overfit but enabled train dataloader shuffling.*")
+        # `Classifier` counts no image twice.
+        warnings.filterwarnings("ignore", message="Using `DistributedSampler` with the dataloaders")
         # What trainer.accelerator=cpu asks for.
         warnings.filterwarnings("ignore", message="GPU available but not used")
         # torch 2.11 says so of every distributed run on a GPU.

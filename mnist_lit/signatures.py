@@ -43,8 +43,7 @@ def check_arguments(
             )
         if name in given:
             raise UserError(f"{dotted}={value}: would have no effect; it is set by {given[name]}")
-        is_built_first = isinstance(value, dict) and "_target_" in value
-        if name in hints and not is_built_first and not _is_a(value, hints[name]):
+        if name in hints and not _is_built_first(value) and not _is_a(value, hints[name]):
             raise UserError(f"{dotted}={value}: must be {_in_words(hints[name])}{_hint(dotted, value, hints[name])}")
     if node.get("_partial_") or "_args_" in node:
         return
@@ -70,6 +69,13 @@ def _arguments_of(target: Callable[..., Any]) -> tuple[list[str], list[str], boo
     except Exception:  # hints that only a type checker can read
         hints = {}
     return names, required, takes_any, hints
+
+
+def _is_built_first(value: Any) -> bool:
+    """Return whether Hydra makes objects of a value, or within it, so that its type is not known yet."""
+    if isinstance(value, dict):
+        return "_target_" in value or any(map(_is_built_first, value.values()))
+    return isinstance(value, list) and any(map(_is_built_first, value))
 
 
 def _is_a(value: Any, hint: Any) -> bool:
@@ -115,5 +121,6 @@ def _in_words(hint: Any) -> str:
     if isinstance(origin, type) and issubclass(origin, typing.Mapping):
         return "a group of keys"
     if isinstance(origin, type) and issubclass(origin, typing.Iterable):
-        return f"a list, each {_in_words(options[0])}"
+        each = _in_words(options[0])
+        return f"a list, each {each}" if each else "a list"
     return ""

@@ -26,15 +26,22 @@ CGROUP = Path("/sys/fs/cgroup")  # as a container sees its own
 
 @contextmanager
 def prompt_interrupts() -> Iterator[None]:
-    """Exit at once on a Ctrl-C, until `fast_imports` are done: libraries would swallow it or fail in odd ways."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, _leave_at_once)
+    """Exit at once on a Ctrl-C or SIGTERM until `fast_imports` are done: libraries would swallow it or fail oddly.
+
+    From then on, either ends in order what runs, processes of the program's own among it.
+    """
+    own = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.getsignal(number) for number in own}
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in own.items():
+            if before[number] is handler:
+                signal.signal(number, _leave_at_once)
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGINT) is _leave_at_once:
-            signal.signal(signal.SIGINT, before)
+        for number in own:
+            if signal.getsignal(number) in (_leave_at_once, _end):
+                signal.signal(number, before[number])
 
 
 def _leave_at_once(number: int, frame: object) -> None:
@@ -101,9 +108,14 @@ def _quota() -> float:
 
 
 def _hear_interrupts() -> None:
-    """Make Ctrl-C raise KeyboardInterrupt again: from here on, what runs ends in order by itself."""
-    if signal.getsignal(signal.SIGINT) is _leave_at_once:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Let Ctrl-C raise KeyboardInterrupt again, and SIGTERM SystemExit: what runs ends in order by itself."""
+    for number, handler in {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _end}.items():
+        if signal.getsignal(number) is _leave_at_once:
+            signal.signal(number, handler)
+
+
+def _end(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 @cache

@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_lit import cli, messages, run_folder, startup
-from mnist_lit.errors import UserError
+from mnist_lit.errors import UserError, is_of_ctrl_c
 from mnist_lit.result import FILE_NAME, Result, config_hash
 from mnist_lit.sweep import ledger
 
@@ -121,7 +121,7 @@ def _checkpoint_of(run: "Run") -> Path | None:
     if num_epochs == max_epochs and is_finished:
         is_fixed = bool(run.module.scheduler and run.module.scheduler.length_argument)
         log.info("nothing is left to train%s", "" if is_fixed else "; trainer.max_epochs=N goes on for longer")
-    run.forget_after(checkpoint["global_step"])
+    run.forget_after(checkpoint)
     return path
 
 
@@ -130,7 +130,7 @@ def _checkpoint_of_job(run: "Run") -> Path | None:
     with suppress(UserError):
         found = run.last_checkpoint()
         if found is not None and config_hash(found[1]["hyper_parameters"]) == config_hash(run.config):
-            run.forget_after(found[1]["global_step"])
+            run.forget_after(found[1])
             return found[0]
     run.start_anew()
     return None
@@ -172,6 +172,8 @@ def _execute_job(cfg: DictConfig, job: ledger.Job) -> None:
             run = _build(cfg)
             _execute(run, cfg, _checkpoint_of_job(run))
     except Exception as error:
+        if is_of_ctrl_c(error):
+            raise KeyboardInterrupt from None
         messages.tell(error)
         if run is None or run.result is None:
             with suppress(OSError):  # which may be what went wrong

@@ -138,28 +138,39 @@ def test_folder_of_another_run_is_refused_and_left_alone(trained: Trained) -> No
     assert contents() == before
 
 
-def test_a_ctrl_c_ends_at_once_until_libraries_are_imported(
-    ctrl_c: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("number", "ends"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)], ids=["Ctrl-C", "SIGTERM"]
+)
+def test_a_signal_ends_at_once_until_libraries_are_imported_and_in_order_then(
+    number: signal.Signals,
+    ends: type[BaseException],
+    ctrl_c: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     heard = []
 
     def task(cfg: DictConfig) -> None:
-        heard.append(signal.getsignal(signal.SIGINT))
+        heard.append(signal.getsignal(number))
         with startup.fast_imports():
             pass
-        heard.append(signal.getsignal(signal.SIGINT))
+        heard.append(signal.getsignal(number))
 
     def leave(code: int) -> None:
         raise SystemExit(code)
 
     monkeypatch.setattr(sys, "argv", ["mnist-lit-export"])
+    before = signal.getsignal(number)
     cli.run(task, "export")
+    assert signal.getsignal(number) is before
     at_once, later = heard
-    assert later is signal.default_int_handler
     assert callable(at_once)
+    assert callable(later)
+    with pytest.raises(ends, match="143" if ends is SystemExit else None):
+        later(number, None)
     monkeypatch.setattr(os, "_exit", leave)
-    with pytest.raises(SystemExit, match="130"):
-        at_once(signal.SIGINT, None)
+    with pytest.raises(SystemExit, match=str(128 + number)):
+        at_once(number, None)
     assert capfd.readouterr().err == "interrupted\n"
 
 

@@ -58,13 +58,32 @@ def test_an_event_file_comes_after_earlier_ones_of_its_second(tmp_path: Path, mo
     monkeypatch.setattr("time.sleep", lambda seconds: clock.append(clock.pop() + seconds))
     for step in (5, 10):
         logger = TensorBoard(save_dir=str(tmp_path), hparams=[])
-        logger.forget_after(step - 1)
+        logger.forget_after(step - 1, {})
         logger.log_metrics({"train/loss": 1.0}, step)
         logger.close()
         if step == 5:
             (path,) = tmp_path.iterdir()
             path.rename(str(path).replace(f".{os.getpid()}.", ".z."))  # that of a process whose number sorts last
     assert [step for step, _ in points(EventAccumulator(str(tmp_path)).Reload(), "train/loss")] == [5, 10]
+
+
+def test_an_event_file_comes_after_earlier_ones_though_the_clock_was_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1e9]
+    monkeypatch.setattr("time.time", lambda: clock[0])
+    for steps, now in (((5, 10), 1e9), ((10, 15), 1e9 - 3600), ((15, 20), 1e9 - 7200)):
+        clock[0] = now
+        logger = TensorBoard(save_dir=str(tmp_path), hparams=[])
+        logger.forget_after(steps[0] - 1, {"val/loss": float(now), "epoch": 1})
+        for step in steps:
+            logger.log_metrics({"train/loss": now}, step)
+        logger.close()
+    read = EventAccumulator(str(tmp_path)).Reload()
+    expected = [(5, 1e9), (10, 1e9 - 3600), (15, 1e9 - 7200), (20, 1e9 - 7200)]
+    assert points(read, "train/loss") == float32(expected)
+    assert [step for step, _ in points(read, "val/loss")] == [4, 9, 14]
+    assert "epoch" not in read.Tags()["scalars"]  # of Lightning's, which has no images_seen beside it
 
 
 def test_scalars_are_these_and_no_others(events: Any) -> None:

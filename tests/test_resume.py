@@ -65,6 +65,10 @@ def assert_same(folder: Path, whole: Path) -> None:
             assert torch.equal(mine["state_dict"][key], tensor), key
         torch.testing.assert_close(mine["optimizer_states"], theirs["optimizer_states"], rtol=0, atol=0)
         assert mine["lr_schedulers"] == theirs["lr_schedulers"]
+        ours, others = (
+            [state.get("current_score") for state in checkpoint["callbacks"].values()] for checkpoint in (mine, theirs)
+        )
+        assert ours == others
     assert scalars(folder) == scalars(whole)
 
 
@@ -213,10 +217,16 @@ def test_what_cannot_go_on_leaves_the_record_of_the_run(main: Main, tmp_path: Pa
     outcome = main("resume=run", "trainer.max_epochs=2")
     assert (outcome.code, outcome.err) == (2, "error: trainer.max_epochs=2: the run is in its epoch 3 already\n")
     last = folder / "checkpoints" / "last.ckpt"
-    last.write_bytes(last.read_bytes()[:1000])
+    whole_last = last.read_bytes()
+    last.write_bytes(whole_last[:1000])
     outcome = main("resume=run")
     assert outcome.code == 2
     assert "last.ckpt: damaged; remove it to start the run anew" in outcome.err
+    last.write_bytes(whole_last)
+    (last.parent / "best.ckpt").write_bytes(b"")
+    outcome = main("resume=run", "trainer.max_epochs=4")
+    assert outcome.code == 2
+    assert "best.ckpt: damaged; remove run/checkpoints/last.ckpt to start" in outcome.err.replace(f"{tmp_path}/", "")
     assert [(folder / name).read_bytes() for name in ("result.json", "config.yaml")] == before
 
 
@@ -240,6 +250,42 @@ def test_the_rows_of_a_table_go_on(tmp_path: Path) -> None:
     assert resume(folder) == 0
     table, expected = ((path / "csv" / "metrics.csv").read_text(encoding="utf-8") for path in (folder, whole))
     assert table == expected
+    assert resume(folder) == 0  # which only tests again
+    assert (folder / "csv" / "metrics.csv").read_text(encoding="utf-8") == expected
+
+
+def test_a_run_killed_between_its_test_and_its_result_has_no_point_twice(whole: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(whole, tmp_path / "run")
+    (folder / "result.json").unlink()
+    assert resume(folder) == 0
+    assert_same(folder, whole)
+
+
+def test_what_is_due_at_the_step_comes_before_the_end(tmp_path: Path) -> None:
+    settings = (
+        "data=sample",
+        "trainer.max_epochs=2",
+        "+trainer.val_check_interval=5",
+        "+callbacks.steps={_target_:lightning.pytorch.callbacks.ModelCheckpoint,monitor:null,save_top_k:-1}",
+        "+callbacks.steps.every_n_train_steps=4",
+        "+callbacks.steps.dirpath=${run_dir}/steps",
+        "+callbacks.steps.filename='{step}'",
+        "callbacks.pictures=null",
+    )
+    whole = tmp_path / "whole"
+    assert exit_code(in_child(*settings, f"hydra.run.dir='{whole}'", folder=tmp_path)) == 0
+    for step in (8, 10):  # a checkpoint of its own; a validation
+        folder = tmp_path / f"run{step}"
+        cut = in_child(*settings, f"hydra.run.dir='{folder}'", folder=tmp_path, step=step, number=signal.SIGINT)
+        assert exit_code(cut) == 130
+        assert read_checkpoint(folder, "last")["global_step"] == (11 if step == 10 else step)
+        assert resume(folder) == 0
+        one, other = read_result(folder), read_result(whole)
+        assert one["history"] == other["history"]
+        assert one["metrics"] == other["metrics"]
+        assert scalars(folder) == scalars(whole)
+        names, expected = (sorted(path.name for path in (run / "steps").iterdir()) for run in (folder, whole))
+        assert names == expected
 
 
 def test_a_schedule_that_goes_by_a_metric_goes_on(tmp_path: Path) -> None:

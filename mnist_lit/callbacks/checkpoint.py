@@ -58,3 +58,4 @@ class MovableCheckpoint(ModelCheckpoint):
             | {"best_k_models": {moved(path): score for path, score in state_dict["best_k_models"].items()}}
             | {"dirpath": now}
         )
+        self.current_score = state_dict["current_score"]  # which Lightning saves, and forgets

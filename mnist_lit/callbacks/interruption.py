@@ -13,9 +13,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interruption(L.Callback):
     """On Ctrl-C or SIGTERM (a cluster's preemption), finishes the step, saves a checkpoint to `path` and ends the fit.
 
-    From there a resumed fit continues to the same bits. If the step was an epoch's last, validation and the epoch's
-    own checkpoints come first. A second Ctrl-C ends the fit at once. Where several processes train, each stops
-    at its own step, so only the epoch's checkpoints stand.
+    From there a resumed fit continues to the same bits. If a validation is due after the step, as at an epoch's end, it
+    comes first, and so do other checkpoints. A second Ctrl-C ends the fit at once. Where several processes train, each
+    stops at its own step, so only the epoch's checkpoints stand.
 
     Raises SystemExit from `fit`, its code 128 + the signal's number, as shells do.
     """
@@ -34,12 +34,17 @@ class Interruption(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save and end, if a signal has come and the batch ends a step, which several may make."""
-        ends_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if self.received is not None and ends_step and not trainer.is_last_batch:
-            if trainer.world_size == 1:
-                trainer.save_checkpoint(self.path)
-            self.end()
+        """Save and end, if a signal has come, the batch ends a step, which several may make, and nothing is due."""
+        if self.received is None or (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.is_last_batch:
+            return
+        fetcher = trainer.fit_loop._data_fetcher
+        if fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher):
+            return  # a resumed fit would not make up for it
+        if trainer.world_size == 1:
+            for callback in trainer.checkpoint_callbacks:  # which come after this one
+                callback.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            trainer.save_checkpoint(self.path)
+        self.end()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """End, if a signal has come at the end of the epoch before."""

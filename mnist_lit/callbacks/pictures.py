@@ -81,7 +81,8 @@ class Pictures(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the predicted classes and the labels."""
-        self.predictions.append(torch.stack([outputs, batch[1]]))
+        # Of several processes, one may have left out an image.
+        self.predictions.append(torch.stack([outputs, batch[1][: len(outputs)]]))
 
     @rank_zero_only
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

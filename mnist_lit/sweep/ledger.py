@@ -128,6 +128,8 @@ def names_done(folder: Path) -> set[str]:
 def _read(folder: Path) -> dict[str, Any] | None:
     try:
         ledger: dict[str, Any] = json.loads((folder / LEDGER).read_text(encoding="utf-8"))
+        if not (isinstance(ledger, dict) and {"keys", "settings", "jobs"} <= ledger.keys()):
+            raise ValueError("it holds no sweep")
     except FileNotFoundError:
         return None
     except ValueError as error:

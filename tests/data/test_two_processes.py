@@ -8,10 +8,16 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 from conftest import Compose
 from omegaconf import OmegaConf
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler
 
 from mnist_lit.data import MNISTDataModule
+from mnist_lit.data.dataset import Batch, ImageDataset
+from mnist_lit.module import Classifier
 
 TWO_PROCESSES = """
 import gc
@@ -90,3 +96,26 @@ def test_two_processes_share_every_epoch(tmp_path: Path, make_config: Compose) -
             assert len(one) == len(other)
             assert sorted(one + other) == expected
     assert first["train"][0] != first["train"][1]
+
+
+@pytest.mark.parametrize(("num_images", "num_processes"), [(7, 2), (8, 3), (9, 3), (6, 2), (4, 3)])
+def test_of_several_processes_none_scores_anothers_image(num_images: int, num_processes: int) -> None:
+    seen: list[int] = []
+
+    class Recorder(Classifier):
+        def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+            seen.extend(batch[1].tolist())
+            return super()._step(batch)
+
+    labels = torch.arange(num_images)
+    dataset = ImageDataset(torch.zeros(num_images, 28, 28, dtype=torch.uint8), labels, labels)
+    for rank in range(num_processes):
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
+        module = Recorder(
+            model=model, loss=torch.nn.CrossEntropyLoss(), optimizer=torch.optim.SGD, scheduler=None, num_classes=10
+        )
+        sampler: DistributedSampler[Batch] = DistributedSampler(dataset, num_processes, rank, shuffle=False)
+        loader = DataLoader(dataset, batch_size=2, sampler=sampler, collate_fn=lambda batch: batch)
+        for index, batch in enumerate(loader):
+            module._eval_step(batch, index, loader)
+    assert sorted(seen) == list(range(num_images))

@@ -21,7 +21,7 @@ from mnist_lit.run import Run
 
 
 def test_a_checkpoint_of_other_settings_or_damaged_is_not_gone_on_from(sweep: Sweep) -> None:
-    arguments = ("optimizer.lr=0.1", "seed=0,1", "sweep.name=s")
+    arguments = ("optimizer.lr=0.1", "seed=0,1,2,3", "sweep.name=s")
     assert sweep(*arguments) == 0
     before = results("outputs/sweeps/s")
     for name in before:
@@ -33,6 +33,8 @@ def test_a_checkpoint_of_other_settings_or_damaged_is_not_gone_on_from(sweep: Sw
     torch.save(content, last)
     damaged = Path("outputs/sweeps/s/seed=1/checkpoints/last.ckpt")
     damaged.write_bytes(damaged.read_bytes()[:1000])
+    Path("outputs/sweeps/s/seed=2/checkpoints/best.ckpt").unlink()
+    Path("outputs/sweeps/s/seed=3/checkpoints/best.ckpt").write_bytes(b"")  # by a power cut
     assert sweep(*arguments) == 0
     after = results("outputs/sweeps/s")
     assert {name: result["metrics"] for name, result in after.items()} == {
@@ -105,9 +107,10 @@ def test_a_damaged_result_is_run_again(sweep: Sweep, capsys: pytest.CaptureFixtu
         name: run["metrics"] for name, run in before.items()
     }
     capsys.readouterr()
-    Path("outputs/sweeps/seed/sweep.json").write_text("")
-    assert sweep("seed=0,1") == 2
-    assert capsys.readouterr().err.startswith("error: outputs/sweeps/seed/sweep.json: damaged; remove it")
+    for content in ("", "[]", "{}"):
+        Path("outputs/sweeps/seed/sweep.json").write_text(content)
+        assert sweep("seed=0,1") == 2
+        assert capsys.readouterr().err.startswith("error: outputs/sweeps/seed/sweep.json: damaged; remove it")
 
 
 def test_a_diverged_job_is_a_finding_not_a_failure(sweep: Sweep) -> None:
@@ -155,6 +158,19 @@ def test_ctrl_c_leaves_the_job_interrupted_and_resumable(tmp_path: Path) -> None
     found = results(tmp_path / "outputs/sweeps/s")
     assert {name: result["status"] for name, result in found.items()} == {"seed=0": "interrupted"}
     assert torch.load(checkpoint, weights_only=True)["epoch"] >= 0
+
+
+def test_what_a_library_makes_of_a_ctrl_c_ends_the_sweep(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Run) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise AttributeError("'NoneType' object has no attribute '_invalidate_flags_cache'") from error
+
+    monkeypatch.setattr(Run, "last_checkpoint", fail)
+    assert sweep("seed=0,1", "sweep.name=s") == 130
+    assert results("outputs/sweeps/s") == {}
+    assert not Path("outputs/sweeps/s/seed=1").exists()
 
 
 def test_a_job_that_fails_while_it_is_built_is_recorded(
