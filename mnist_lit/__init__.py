@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "load_model", "train"]
 
 
-def train(*overrides: str, run_dir: str | Path | None = None) -> "Run":
+def train(*overrides: str, run_dir: str | Path | None = None, config_dir: str | Path | None = None) -> "Run":
     """Train as `python -m mnist_lit.train OVERRIDES` does, and return the run with its `metrics` and `run_dir`.
 
-    `run_dir` is its folder, a new one below outputs/train if it is left out. Raises UserError for what the command
+    `run_dir` is its folder, a new one below outputs/train if it is left out. `config_dir` holds options of your own,
+    as --config-dir does. Raises UserError for what the command
     line refuses. A loss that diverges raises nothing: see `run.result.status`. One run at a time: torch's random
     numbers are the process's, so that runs in several threads would share them.
     """
@@ -40,8 +41,9 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> "Run":
         if not isinstance(word, str):
             raise UserError(f"{word!r}: each override is a text of its own, as in train('data=sample', 'seed=1')")
         if word.lstrip("+~").startswith(("hydra", "run_dir", "sweep", "-")):
-            raise UserError(f"{word}: not from Python, where run_dir= names the folder, and a loop makes a sweep")
-    cfg = cli.compose("train", overrides)
+            told = "not from Python, where run_dir= names the folder, config_dir= that of your options"
+            raise UserError(f"{word}: {told}, and a loop makes a sweep")
+    cfg = cli.compose("train", overrides, None if config_dir is None else Path(config_dir))
     if cfg.resume is not None:
         command = f"python -m mnist_lit.train resume={cfg.resume}"
         raise UserError(f"resume={cfg.resume}: from Python, a run cannot go on; use {command}")
@@ -50,11 +52,12 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> "Run":
     cfg.run_dir = str(folder)
     with ledger.held(folder), run_folder.no_folder_left(folder):
         run_folder.check_is_new(folder)
-        run = build(cfg, overrides)
+        given = [f"--config-dir={config_dir}", *overrides] if config_dir is not None else overrides
+        run = build(cfg, given)
         if run.trainer.world_size > 1:
             raise UserError("trainer.devices: from Python, set it to 1; the command line can train on several")
         run.datamodule.prepare_data()
-        run_folder.write_config(cfg, folder, overrides)
+        run_folder.write_config(cfg, folder, given)
         try:
             run.execute(test=cfg.test)
         except SystemExit as end:  # what Lightning makes of Ctrl-C

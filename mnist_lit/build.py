@@ -5,8 +5,10 @@ What is built here takes plain arguments, and knows nothing of Hydra.
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -131,6 +133,8 @@ def preflight(cfg: DictConfig) -> tuple[dict[str, Any], MNISTDataModule, Classif
     config = check(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     augmentation = build_part("augmentation", cfg.augmentation) if cfg.augmentation else None
+    if augmentation is not None:
+        _check_augmentation(augmentation)
     datamodule: MNISTDataModule = build_part("data", cfg.data, augmentation=augmentation)
     module = Classifier(
         model=build_part("model", cfg.model),
@@ -145,6 +149,22 @@ def preflight(cfg: DictConfig) -> tuple[dict[str, Any], MNISTDataModule, Classif
         _check_shapes(module, len(datamodule.class_names))
     module.train()
     return config, datamodule, module
+
+
+def _check_augmentation(augmentation: Callable[[Tensor], Tensor]) -> None:
+    """Distort two images; raises UserError if that gives none of the same shape and range."""
+    images = torch.zeros(2, 28, 28, dtype=torch.uint8)
+    images[:, 7:21, 7:21] = 255
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            distorted: Any = augmentation(images)
+    except Exception as error:  # whatever one of the user's raises
+        raise UserError(f"augmentation: fails for pixels uint8 [B, 28, 28]: {in_one_line(error)}") from error
+    if not isinstance(distorted, Tensor) or distorted.shape != images.shape:
+        got = list(distorted.shape) if isinstance(distorted, Tensor) else type(distorted).__name__
+        raise UserError(f"augmentation: must give images [B, 28, 28], got {got} for {list(images.shape)}")
+    if distorted.max() <= 1:
+        raise UserError(f"augmentation: makes 255, a white pixel, {distorted.max():.3g}; must give pixels 0..255")
 
 
 def _check_optimizer_and_scheduler(module: Classifier) -> None:
@@ -257,7 +277,11 @@ def locate(key: str, target: str) -> Callable[..., Any]:
     try:
         found: Callable[..., Any] = get_object(target)
     except Exception as error:  # whatever importing a user's module raises
-        raise UserError(f"{key}._target_={target}: cannot be imported: {in_one_line(error)}") from error
+        package = target.partition(".")[0]
+        is_here = Path(package).is_dir() or Path(f"{package}.py").is_file()
+        hint = f"; {package} lies in this folder, but not on Python's path: set PYTHONPATH=." if is_here else ""
+        told = in_one_line(error) + (hint if package not in sys.modules else "")
+        raise UserError(f"{key}._target_={target}: cannot be imported: {told}") from error
     return found
 
 

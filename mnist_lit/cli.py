@@ -105,12 +105,16 @@ def _refuse(message: str) -> NoReturn:
     raise UserError(f"{message}; settings are written KEY=VALUE, without dashes; --help has examples")
 
 
-def compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
-    """Compose a configuration for a call from Python.
+def compose(config_name: str, overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
+    """Compose a configuration for a call from Python, with the options in `config_dir` besides ours.
 
     The caller may use Hydra, too. Raises UserError for what Hydra cannot compose.
     """
     register_resolvers()
+    if config_dir is not None:
+        if not config_dir.is_dir():
+            raise UserError(f"config_dir={config_dir}: no such folder")
+        overrides = [*overrides, f"hydra.searchpath=[{_in_quotes(f'file://{config_dir.absolute()}')}]"]
     with ONE_AT_A_TIME:
         before = get_gh_backup()
         GlobalHydra.instance().clear()
@@ -128,9 +132,13 @@ def _quoted(argument: str, paths: Sequence[str]) -> str:
     key, _, value = argument.partition("=")
     if key not in paths or not value or value[0] in "'\"":
         return argument
+    return f"{key}={_in_quotes(value)}"
+
+
+def _in_quotes(value: str) -> str:
     # A backslash escapes only in front of a quote.
     escaped = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + found[2].replace('"', '\\"'), value)
-    return f'{key}="{escaped}"'
+    return f'"{escaped}"'
 
 
 @contextmanager

@@ -41,7 +41,9 @@ def check_together(config: dict[str, Any]) -> None:
     can_be_left_out = [part for part in ("augmentation", "scheduler") if config[part]]
     for part in ("data", "model", "loss", "optimizer", "trainer", *can_be_left_out):
         if "_target_" not in config[part]:
-            raise UserError(f"{part}: must have a _target_, which names its class")
+            key = next(iter(config[part]), None)
+            left = f"; leave out {part}.{key}, or write ~{part}.{key} where a file sets it" if key else ""
+            raise UserError(f"{part}: must have a _target_, which names its class{left}")
     trainer, optimizer = config["trainer"], config["optimizer"]
     if not 0 <= config["seed"] < 2**32:
         raise UserError(f"seed={config['seed']}: must be from 0 to 4294967295")

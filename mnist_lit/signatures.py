@@ -15,8 +15,12 @@ from mnist_lit.sweep.notation import parsed
 
 # What a node may hold for Hydra itself.
 HYDRAS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
-# What is not known yet where a configuration is read, and how it comes.
-LATER = {"params": "the weights come", "optimizer": "the optimizer comes", "input": "logits and labels come"}
+# What is not known yet where a configuration is read.
+LATER = {
+    "params": "add _partial_: true, the weights come later",
+    "optimizer": "add _partial_: true, the optimizer comes later",
+    "input": "a function cannot be loaded again; take a class, such as torch.nn.CrossEntropyLoss",
+}
 
 
 def check_arguments(
@@ -50,7 +54,7 @@ def check_arguments(
     for name in required:
         if name not in node and name not in given:
             dotted = f"{key}.{name}" if key else name
-            hint = f"; add _partial_: true, {LATER[name]} later" if key and name in LATER else ""
+            hint = f"; {LATER[name]}" if key and name in LATER else ""
             raise UserError(f"{dotted} is missing: {key or 'the configuration'} needs it{hint}")
 
 
@@ -115,7 +119,8 @@ def _in_words(hint: Any) -> str:
         return " or ".join(dict.fromkeys(map(str, options)))
     if origin in (typing.Union, types.UnionType):
         words = " or ".join(filter(None, map(_in_words, options)))
-        return " or ".join(dict.fromkeys(words.split(" or ")))  # an option may stand in two literals
+        words = " or ".join(dict.fromkeys(words.split(" or ")))  # an option may stand in two literals
+        return "null or an object that a _target_ names" if words == "null" else words
     if origin is tuple:
         return f"a list [{', '.join(map(_in_words, options))}]"
     if isinstance(origin, type) and issubclass(origin, typing.Mapping):

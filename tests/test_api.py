@@ -60,7 +60,8 @@ except UserError as error:
         "data.batch_size must be at least 1 and below 2147483648, got 0",
         "optimizer=sdg: no such option, there are adam, adamw, sgd; did you mean optimizer=sgd?",
         "resume=a: from Python, a run cannot go on; use python -m mnist_lit.train resume=a",
-        "hydra.run.dir=a: not from Python, where run_dir= names the folder, and a loop makes a sweep",
+        "hydra.run.dir=a: not from Python, where run_dir= names the folder, config_dir= that of your options, "
+        "and a loop makes a sweep",
         "['seed=1']: each override is a text of its own, as in train('data=sample', 'seed=1')",
         "trusted='mine': must be a list of packages, ['mine']",
         "finished a,b=c True",
@@ -68,6 +69,28 @@ except UserError as error:
     ]
     assert not list(tmp_path.glob("outputs/train/*/*"))
     assert (tmp_path / "a,b=c" / "config.yaml").exists()
+
+
+def test_options_of_ones_own_are_found_from_python(tmp_path: Path) -> None:
+    folder = tmp_path / "my conf,a=b" / "optimizer"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("_target_: torch.optim.RMSprop\n_partial_: true\nlr: 0.002\n")
+    script = """
+from mnist_lit import train
+from mnist_lit.errors import UserError
+run = train("debug=fast", "optimizer=mine", config_dir="my conf,a=b", run_dir="run")
+print(run.config["optimizer"]["lr"], run.overrides)
+try:
+    train("debug=fast", config_dir="nowhere")
+except UserError as error:
+    print(error)
+"""
+    code, printed, errors = script_in_child(script, tmp_path)
+    assert code == 0, errors
+    assert printed.splitlines() == [
+        "0.002 ['--config-dir=my conf,a=b', 'debug=fast', 'optimizer=mine']",
+        "config_dir=nowhere: no such folder",
+    ]
 
 
 @pytest.mark.parametrize(

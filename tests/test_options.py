@@ -14,10 +14,12 @@ from plain_torch import network, split
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mnist_lit.build import build, check
+from mnist_lit.build import build, check, locate
 from mnist_lit.data.sources import SAMPLE
+from mnist_lit.errors import UserError
 from mnist_lit.loss import OneHotMSE
 from mnist_lit.model import MLP
+from mnist_lit.signatures import check_arguments
 
 
 def test_hidden_sizes_activation_and_dropout_by_yaml(train_run: Train, make_config: Compose) -> None:
@@ -126,6 +128,28 @@ def test_classes_of_ones_own_need_no_more_than_hydra_does(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         assert build(make_config(*overrides)).module.training
+
+
+def test_what_holds_parts_to_be_built_has_no_type_yet(make_config: Compose) -> None:
+    class Stack(torch.nn.Sequential):
+        def __init__(self, layers: list[torch.nn.Module], named: dict[str, torch.nn.Module]) -> None:
+            super().__init__(*layers, *named.values())
+
+    flatten, linear = {"_target_": "torch.nn.Flatten"}, {"_target_": "torch.nn.Linear", "in_features": 784}
+    check_arguments("model", Stack, {"layers": [flatten], "named": {"last": linear}})
+    with pytest.raises(UserError, match=r"model\.layers=\[1\]: must be a list$"):
+        check_arguments("model", Stack, {"layers": [1], "named": {"last": linear}})
+
+
+def test_a_package_that_lies_here_but_is_not_found_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mypackage").mkdir()
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    with pytest.raises(UserError, match=r"mypackage lies in this folder, but not on Python's path: set PYTHONPATH=\."):
+        locate("model", "mypackage.networks.Net")
+    with pytest.raises(UserError, match=r"cannot be imported: .*nopackage") as refused:
+        locate("model", "nopackage.networks.Net")
+    assert "lies in this folder" not in str(refused.value)
 
 
 def test_cross_entropy_by_yaml(train_run: Train) -> None:
