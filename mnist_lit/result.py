@@ -144,6 +144,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         scratch.unlink(missing_ok=True)
 
 
+def remove_scratch(folder: Path) -> None:
+    """Remove what writers that were killed have left below a folder, which no other process may be writing to."""
+    for path in folder.rglob(".*.*.[0-9]*"):
+        path.unlink(missing_ok=True)
+
+
 def _finite(node: Any) -> Any:
     """Replace NaN and infinity, which JSON cannot hold, by None."""
     if isinstance(node, Mapping):

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_lit import cli, messages, run_folder, startup
 from mnist_lit.errors import UserError, is_of_ctrl_c
-from mnist_lit.result import FILE_NAME, Result, config_hash
+from mnist_lit.result import FILE_NAME, Result, config_hash, remove_scratch
 from mnist_lit.sweep import ledger
 
 if TYPE_CHECKING:
@@ -232,6 +232,7 @@ def _other_configuration() -> list[str]:
 def _execute(run: "Run", cfg: DictConfig, resume_from: Path | None) -> Result:
     if run.trainer.is_global_zero:
         (run.run_dir / FILE_NAME).unlink(missing_ok=True)  # of an earlier attempt: checkpoints will be of this one
+        remove_scratch(run.run_dir)
         run_folder.write_config(cfg, run.run_dir, run.overrides)
     try:
         return run.execute(test=cfg.test, resume_from=resume_from)
