@@ -23,9 +23,9 @@ def compare_with_best(settings: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFram
     scores are not compared. Takes and returns columns of `mnist_lit.sweep.ranking.Summary`: `verdict`, `test`,
     `num_scores` and `p_value` for each of `settings`.
 
-    The best was chosen by these very numbers, so that any pair of settings may be the one that is tested: Holm's
-    method corrects the p-values for all `num_pairs` of them. For the settings but the best alone, as if it had been
-    named beforehand, 29 % of simulated sweeps of 50 equal settings and 10 seeds called one of them worse.
+    The best was chosen by these very numbers, for which `for_selection` corrects the p-values. With Holm's method
+    alone, as if the best had been named beforehand, 29 % of simulated sweeps of 50 equal settings and 10 seeds called
+    one of them worse.
     """
     scores = {number: run.set_index("seed")["score"].dropna() for number, run in runs.groupby("setting")}
     best = [number for number, rank in enumerate(settings["rank"]) if rank == 1]
@@ -45,15 +45,10 @@ def compare_with_best(settings: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFram
     table = pd.DataFrame(rows, columns=["verdict", "test", "num_scores", "p_value"])
     tested = table["p_value"].notna()
     p_values = table.loc[tested, "p_value"].to_numpy(dtype=np.float64)
-    corrected = holm(p_values, num_comparisons=num_pairs(len(p_values) + len(best)))
+    corrected = for_selection(p_values, num_best=len(best))
     table.loc[tested, "p_value"] = corrected
     table.loc[tested, "verdict"] = np.where(corrected < ALPHA, "worse", "same")
     return table
-
-
-def num_pairs(num_settings: int) -> int:
-    """Return how many pairs there are of settings."""
-    return math.comb(num_settings, 2)
 
 
 def _compare(best: "pd.Series[float]", other: "pd.Series[float]") -> tuple[str, int, float]:
@@ -96,12 +91,12 @@ def _p_value(difference: float, variance: float, freedom: float) -> float:
     return float(2 * stdtr(freedom, -abs(difference) / math.sqrt(variance)))
 
 
-def least_effect(n: int, num_comparisons: int) -> float:
-    """Return the least difference, in standard deviations of it over n >= 2 seeds, that the test detects.
+def least_effect(n: int, num_settings: int) -> float:
+    """Return the least difference, in standard deviations of it over n >= 2 seeds, that the test detects for sure.
 
-    That of Student's paired t-test at Holm's first step: t at 1 - ALPHA / (2 num_comparisons), over sqrt(n).
+    That of Student's paired t-test at the first step of `for_selection`: t at 1 - ALPHA / (2 pairs), over sqrt(n).
     """
-    return float(stdtrit(n - 1, 1 - ALPHA / (2 * num_comparisons)) / math.sqrt(n))
+    return float(stdtrit(n - 1, 1 - ALPHA / (2 * math.comb(num_settings, 2))) / math.sqrt(n))
 
 
 def _without_spread(a: Scores, b: Scores) -> float:
@@ -118,13 +113,17 @@ def are_equal(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=1e-6)
 
 
-def holm(p_values: Scores, *, num_comparisons: int) -> Scores:
-    """Correct p-values [m] of some of `num_comparisons` tests (Holm, Scandinavian Journal of Statistics 6, 1979).
+def for_selection(p_values: Scores, *, num_best: int = 1) -> Scores:
+    """Correct p-values [m] of settings, tested against the best, for its having been picked by the same numbers.
 
-    Each as if the others, whose p-values are not known, were larger: too large rather than too small.
+    Step by step from the smallest p-value on, as Holm does (Scandinavian Journal of Statistics 6, 1979). Any two of the
+    settings that are not told apart by then may be equal, and may have been the ones to be tested: each step multiplies
+    by the number of these pairs, as Shaffer counts what may still be true (JASA 81, 1986). In simulated sweeps of 2 to
+    50 settings and 3 to 10 seeds, all equal or some, at most 5.5 % called one worse that is not.
     """
     order = np.argsort(p_values)
     corrected = np.empty_like(p_values)
-    steps = p_values[order] * (num_comparisons - np.arange(len(p_values)))
+    pairs = [math.comb(num_best + left, 2) for left in range(len(p_values), 0, -1)]
+    steps = p_values[order] * np.array(pairs, dtype=np.float64)
     corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return corrected

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from mnist_lit.result import FILE_NAME
-from mnist_lit.sweep.comparison import ALPHA, least_effect, num_pairs
+from mnist_lit.sweep.comparison import ALPHA, least_effect
 from mnist_lit.sweep.identity import DRAWN_NUMBER
 from mnist_lit.sweep.notation import count, duration, parsed, shown
 from mnist_lit.sweep.ranking import Summary
@@ -141,17 +141,17 @@ def method(summary: Summary) -> str:
     names = {"paired": "paired t-test over the seeds", "Welch": "Welch's t-test where their seeds differ"}
     tests = " or ".join(name for test, name in names.items() if test in set(tested["test"]))
     fewest = int(tested["num_scores"].min())
-    num_comparisons = num_pairs(len(tested) + len(summary.winners))
+    num_settings = len(tested) + len(summary.winners)
     hidden = f"With n = {fewest}, small differences stay hidden."
     if set(tested["test"]) == {"paired"}:
-        factor = least_effect(fewest, num_comparisons)
+        factor = least_effect(fewest, num_settings)
         hidden = (
-            f"With n = {fewest}, what is smaller than about {factor:.1f} times the spread of the differences stays "
-            + ("hidden: repeat with more seeds." if factor > 2 else "hidden.")
+            f"With n = {fewest}, what is smaller than about {factor:.1f} times the spread of the differences may "
+            + ("stay hidden: repeat with more seeds." if factor > 2 else "stay hidden.")
         )
     told = (
-        f"Indistinguishable from the best: p >= {ALPHA} in a two-sided {tests}, p-values corrected by Holm's method "
-        f"for {count(num_comparisons, 'pair')} of settings, any of which might have been the best. {hidden} "
+        f"Indistinguishable from the best: p >= {ALPHA} in a two-sided {tests}, p-values corrected step by step "
+        f"(Holm, Shaffer) for having picked the best of {num_settings} by the same numbers. {hidden} "
         f"The luck of the seeds is in it, not that of the validation images. {untestable}"
     )
     return told.strip()
