@@ -3,9 +3,9 @@
 What is built here takes plain arguments, and knows nothing of Hydra.
 """
 
+import importlib.util
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +19,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging, Timer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
@@ -32,6 +33,7 @@ from mnist_lit.data import MNISTDataModule
 from mnist_lit.errors import UserError, in_one_line
 from mnist_lit.loop import StepLoop
 from mnist_lit.module import Classifier
+from mnist_lit.result import config_hash
 from mnist_lit.run import Run, quiet
 from mnist_lit.signatures import check_arguments
 
@@ -82,8 +84,21 @@ def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
         raise UserError(f"trainer.devices={trainer.num_devices}: this machine has {num_cores} processors, set it to 1")
     StepLoop.install(trainer)
     return Run(
-        config=config, overrides=list(overrides), datamodule=datamodule, module=module, trainer=trainer, timer=timer
+        config=config,
+        overrides=list(overrides),
+        datamodule=datamodule,
+        module=module,
+        trainer=trainer,
+        timer=timer,
+        setting_hash=_setting_hash(cfg),
     )
+
+
+def _setting_hash(cfg: DictConfig) -> str:
+    """Return what is equal for runs that differ in nothing but their seed, which other keys may follow."""
+    with_one_seed = cfg.copy()
+    with_one_seed.seed = 0
+    return config_hash(resolve(with_one_seed))
 
 
 def _build_callbacks(cfg: DictConfig, config: dict[str, Any]) -> tuple[list[L.Callback], Timer]:
@@ -152,11 +167,11 @@ def preflight(cfg: DictConfig) -> tuple[dict[str, Any], MNISTDataModule, Classif
 
 
 def _check_augmentation(augmentation: Callable[[Tensor], Tensor]) -> None:
-    """Distort two images; raises UserError if that gives none of the same shape and range."""
-    images = torch.zeros(2, 28, 28, dtype=torch.uint8)
+    """Distort some images; raises UserError if that gives none of the same shape and range."""
+    images = torch.zeros(64, 28, 28, dtype=torch.uint8)  # of which chance leaves some white
     images[:, 7:21, 7:21] = 255
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with isolate_rng(include_cuda=False), torch.no_grad():
             distorted: Any = augmentation(images)
     except Exception as error:  # whatever one of the user's raises
         raise UserError(f"augmentation: fails for pixels uint8 [B, 28, 28]: {in_one_line(error)}") from error
@@ -280,7 +295,7 @@ def locate(key: str, target: str) -> Callable[..., Any]:
         package = target.partition(".")[0]
         is_here = Path(package).is_dir() or Path(f"{package}.py").is_file()
         hint = f"; {package} lies in this folder, but not on Python's path: set PYTHONPATH=." if is_here else ""
-        told = in_one_line(error) + (hint if package not in sys.modules else "")
+        told = in_one_line(error) + (hint if importlib.util.find_spec(package) is None else "")
         raise UserError(f"{key}._target_={target}: cannot be imported: {told}") from error
     return found
 

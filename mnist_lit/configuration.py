@@ -41,7 +41,7 @@ def check_together(config: dict[str, Any]) -> None:
     can_be_left_out = [part for part in ("augmentation", "scheduler") if config[part]]
     for part in ("data", "model", "loss", "optimizer", "trainer", *can_be_left_out):
         if "_target_" not in config[part]:
-            key = next(iter(config[part]), None)
+            key = next(iter(config[part]), None) if part in can_be_left_out else None
             left = f"; leave out {part}.{key}, or write ~{part}.{key} where a file sets it" if key else ""
             raise UserError(f"{part}: must have a _target_, which names its class{left}")
     trainer, optimizer = config["trainer"], config["optimizer"]
@@ -69,7 +69,7 @@ def check_together(config: dict[str, Any]) -> None:
     for key, all_of_it in {"limit_train_batches": "null for all batches", "max_steps": "-1 for no limit"}.items():
         if trainer.get(key) == 0:
             raise UserError(f"trainer.{key}=0: leaves nothing to train on; set it to {all_of_it}")
-    if trainer.get("val_check_interval") is not None and trainer["val_check_interval"] <= 0:
+    if isinstance(trainer.get("val_check_interval"), int | float) and trainer["val_check_interval"] <= 0:
         raise UserError(f"trainer.val_check_interval={trainer['val_check_interval']}: must be above 0, or null: 1.0")
     if isinstance(profiler := trainer.get("profiler"), str):
         raise UserError(

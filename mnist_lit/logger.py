@@ -23,6 +23,20 @@ def _without_lightnings_epoch(metrics: Mapping[str, float]) -> Iterator[tuple[st
     return ((tag, value) for tag, value in metrics.items() if is_ours or tag != "epoch")
 
 
+def _scalars_at(step: int, paths: Sequence[Path]) -> dict[str, float]:
+    """Return the scalars at a step in event files, less test scores."""
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+    return {
+        value.tag: value.simple_value
+        for path in paths
+        for event in LegacyEventFileLoader(str(path)).Load()
+        if event.step == step
+        for value in event.summary.value
+        if value.HasField("simple_value") and not value.tag.startswith("test/")
+    }
+
+
 class TensorBoard(TensorBoardLogger):
     """Writes one event file straight into `save_dir`, with the model's graph and a row in the HParams tab.
 
@@ -38,6 +52,7 @@ class TensorBoard(TensorBoardLogger):
         # A Ctrl-C within the writer's queue can make its thread, and whoever waits for it, sleep until the next flush.
         super().__init__(save_dir, name="", version="", default_hp_metric=False, flush_secs=2)
         self.columns = tuple(hparams)
+        self.again: tuple[Mapping[str, float], int] | None = None
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -59,6 +74,9 @@ class TensorBoard(TensorBoardLogger):
         """Write the row (Lightning calls this at the start of a fit with the module's configuration)."""
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
+        if self.again is not None:
+            self.log_metrics(*self.again)
+            self.again = None
         flat = dict(flatten(params))
         chosen = {
             key.removesuffix("._target_"): value
@@ -107,7 +125,10 @@ class TensorBoard(TensorBoardLogger):
         self._kwargs["purge_step"] = step
         # TensorBoard reads event files by the order of their names, events.out.tfevents.<second>.<host>.<process>...:
         # one of the same second, or of a machine whose clock is late, would come before them.
-        paths = sorted(Path(self.log_dir).glob("events.out.tfevents.*"))
+        paths = sorted(Path(self.log_dir).glob("events.out.tfevents.*.*"))
+        # With what callbacks logged there, which is not in the checkpoint. Not written yet: processes that are forked
+        # for the fit would share the writer's thread.
+        self.again = (_scalars_at(step, paths) | dict(at_step), step)
         parts = [path.name.split(".", 4) for path in paths]
         last = max((int(second) for _, _, _, second, _ in parts if second.isdigit()), default=0)
         if 0 < (wait := last + 1 - time.time()) < 10:
@@ -116,7 +137,6 @@ class TensorBoard(TensorBoardLogger):
             earliest = int(time.time()) - len(paths)
             for number, (path, (*first, _, rest)) in enumerate(zip(paths, parts, strict=True)):
                 path.rename(path.with_name(".".join([*first, f"{earliest + number:010}", rest])))
-        self.log_metrics(at_step, step)
 
     @rank_zero_only
     def close(self) -> None:

@@ -35,6 +35,7 @@ class Run:
     module: Classifier
     trainer: L.Trainer
     timer: Timer
+    setting_hash: str | None = None
     result: Result | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     best_epoch: int | None = None
@@ -94,10 +95,16 @@ class Run:
         try:
             checkpoint = _load(last)
             callback: Any = self.trainer.checkpoint_callback
-            best = checkpoint["callbacks"].get(callback.state_key, {}).get("best_model_path") if callback else None
+            state = checkpoint["callbacks"].get(callback.state_key, {}) if callback else {}
+            best = state.get("best_model_path")
             if best:
-                path = Path(callback.dirpath or Path(best).parent) / Path(best).name
-                _load(path)
+                # {val/acc} in a name makes a folder.
+                folder = Path(callback.dirpath or state["dirpath"])
+                path = folder / Path(best).relative_to(state["dirpath"])
+                # One whose name has numbers in it was removed for a better one, later, which will come again.
+                others = [] if path.exists() else folder.rglob("*.ckpt")
+                if not any(other.stat().st_mtime_ns > last.stat().st_mtime_ns for other in others):
+                    _load(path)
         except Exception as error:  # whatever a damaged file makes torch raise
             told = f"{path}: damaged; remove {'it' if path == last else last} to start the run anew"
             raise UserError(f"{told}: {in_one_line(error)}") from error
@@ -161,7 +168,7 @@ class Run:
         return Result(
             status=status,
             config_hash=config_hash(self.config),
-            setting_hash=config_hash(self.config | {"seed": None}),
+            setting_hash=self.setting_hash,
             overrides=self.overrides,
             seed=self.config["seed"],
             device=self._device_name(),

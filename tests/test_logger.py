@@ -76,6 +76,7 @@ def test_an_event_file_comes_after_earlier_ones_though_the_clock_was_set_back(
         clock[0] = now
         logger = TensorBoard(save_dir=str(tmp_path), hparams=[])
         logger.forget_after(steps[0] - 1, {"val/loss": float(now), "epoch": 1})
+        logger.log_hyperparams({})  # as at the start of every fit
         for step in steps:
             logger.log_metrics({"train/loss": now}, step)
         logger.close()
@@ -84,6 +85,23 @@ def test_an_event_file_comes_after_earlier_ones_though_the_clock_was_set_back(
     assert points(read, "train/loss") == float32(expected)
     assert [step for step, _ in points(read, "val/loss")] == [4, 9, 14]
     assert "epoch" not in read.Tags()["scalars"]  # of Lightning's, which has no images_seen beside it
+
+
+def test_what_callbacks_logged_at_the_very_step_stays_and_test_scores_go(tmp_path: Path) -> None:
+    (tmp_path / "events.out.tfevents.backup").touch()
+    for _ in range(2):
+        logger = TensorBoard(save_dir=str(tmp_path), hparams=[])
+        logger.forget_after(10, {"val/loss": 0.5})
+        logger.log_hyperparams({})
+        for step in (5, 10, 15):
+            if step > 10 or len(list(tmp_path.iterdir())) == 2:
+                logger.log_metrics({"mine/gap": step}, step)
+        logger.log_metrics({"test/acc": 0.9}, 10)
+        logger.close()
+    read = EventAccumulator(str(tmp_path)).Reload()
+    assert points(read, "mine/gap") == [(5, 5), (10, 10), (15, 15)]
+    assert [step for step, _ in points(read, "val/loss")] == [10]
+    assert [step for step, _ in points(read, "test/acc")] == [10]
 
 
 def test_scalars_are_these_and_no_others(events: Any) -> None:

@@ -1,5 +1,7 @@
+import lightning as L
 import numpy as np
 import pytest
+import torch
 from conftest import Train
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -120,6 +122,13 @@ def test_wrong_predictions_are_red(train_run: Train) -> None:
     # Digits themselves are grey.
     samples = imread(run.folder / "figures" / "samples.png")[..., :3]
     assert (np.abs(samples - to_rgb(WRONG)).max(axis=2) < 0.02).sum() == 0
+
+
+def test_an_image_that_another_process_scores_is_left_out() -> None:
+    pictures = Pictures(draw=[], num_images=1)
+    batch = torch.zeros(2, 28, 28), torch.tensor([1, 2])
+    pictures.on_test_batch_end(L.Trainer(logger=False), L.LightningModule(), torch.tensor([3]), batch, 0)
+    assert [pair.tolist() for pair in pictures.predictions] == [[[3], [1]]]
 
 
 def test_no_images_at_all_are_refused() -> None:

@@ -263,6 +263,34 @@ def test_a_run_killed_between_its_test_and_its_result_has_no_point_twice(whole: 
     assert not list(folder.rglob("*.123"))
 
 
+@pytest.mark.parametrize("name", ["{epoch}-{step}", "{epoch}-{val/acc:.3f}"])
+def test_a_best_checkpoint_with_numbers_in_its_name_is_found_or_made_again(name: str, tmp_path: Path) -> None:
+    settings = (
+        "data=sample",
+        "trainer.max_epochs=2",
+        "+trainer.val_check_interval=5",
+        "optimizer.lr=0.3",
+        f"callbacks.checkpoint.filename='{name}'",
+        "callbacks.checkpoint.auto_insert_metric_name=true",
+        "callbacks.pictures=null",
+    )
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    assert exit_code(in_child(*settings, f"hydra.run.dir='{whole}'", folder=tmp_path)) == 0
+    killed = in_child(*settings, f"hydra.run.dir='{folder}'", folder=tmp_path, step=30, number=signal.SIGKILL)
+    assert exit_code(killed) == -signal.SIGKILL
+    assert resume(folder) == 0
+    assert read_result(folder)["metrics"] == read_result(whole)["metrics"]
+    names, expected = (sorted(str(path.relative_to(run)) for path in run.rglob("*.ckpt")) for run in (folder, whole))
+    assert names == expected
+
+
+def test_a_signal_is_heard_though_every_step_is_validated(tmp_path: Path) -> None:
+    settings = ("data=sample", "trainer.max_epochs=1", "+trainer.val_check_interval=1", "callbacks.pictures=null")
+    cut = in_child(*settings, "hydra.run.dir=run", folder=tmp_path, step=4, number=signal.SIGTERM)
+    assert exit_code(cut) == 143
+    assert read_checkpoint(tmp_path / "run", "last")["global_step"] == 5
+
+
 def test_what_is_due_at_the_step_comes_before_the_end(tmp_path: Path) -> None:
     settings = (
         "data=sample",

@@ -49,7 +49,7 @@ class MovableCheckpoint(ModelCheckpoint):
         now = str(self.dirpath)
 
         def moved(path: str) -> str:
-            return str(Path(now) / Path(path).name) if path else path
+            return str(Path(now) / Path(path).relative_to(state_dict["dirpath"])) if path else path
 
         paths = ("best_model_path", "last_model_path", "kth_best_model_path")
         super().load_state_dict(

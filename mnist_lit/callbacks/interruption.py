@@ -23,11 +23,12 @@ class Interruption(L.Callback):
     def __init__(self, *, path: str) -> None:
         self.path = path
         self.received: int | None = None
+        self.has_waited = False
         self.handlers_before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the signals over; only a process's main thread can."""
-        self.received = None
+        self.received, self.has_waited = None, False
         if threading.current_thread() is threading.main_thread():
             self.handlers_before = {number: signal.signal(number, self._note) for number in SIGNALS}
 
@@ -38,7 +39,9 @@ class Interruption(L.Callback):
         if self.received is None or (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.is_last_batch:
             return
         fetcher = trainer.fit_loop._data_fetcher
-        if fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher):
+        is_due = fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+        if is_due and not self.has_waited:  # once: one may be due after every step
+            self.has_waited = True
             return  # a resumed fit would not make up for it
         if trainer.world_size == 1:
             for callback in trainer.checkpoint_callbacks:  # which come after this one

@@ -58,7 +58,9 @@ def _compare(best: "pd.Series[float]", other: "pd.Series[float]") -> tuple[str, 
     # One seed that failed must not cost the pairing, without which the seeds' own luck hides what there is.
     if are_unique and len(common) >= 2 and 2 * len(common) > max(len(best), len(other)):
         a, b = (scores.loc[common].to_numpy(dtype=np.float64) for scores in (best, other))
-        return "paired", len(common), paired_p_value(a, b)
+        # Over these seeds alone, the other one may be the better.
+        is_turned = (a.mean() - b.mean()) * (best.mean() - other.mean()) < 0
+        return "paired", len(common), 1.0 if is_turned else paired_p_value(a, b)
     a, b = best.to_numpy(dtype=np.float64), other.to_numpy(dtype=np.float64)
     return "Welch", min(len(a), len(b)), welch_p_value(a, b)
 

@@ -9,7 +9,7 @@ from mnist_lit.result import FILE_NAME
 from mnist_lit.sweep.comparison import ALPHA, least_effect
 from mnist_lit.sweep.identity import DRAWN_NUMBER
 from mnist_lit.sweep.notation import count, duration, parsed, shown
-from mnist_lit.sweep.ranking import Summary
+from mnist_lit.sweep.ranking import ABSENT, Summary
 from mnist_lit.sweep.runs import NEVER_ENDED, UNREADABLE
 
 # Overrides that may change which images a run is validated on.
@@ -71,7 +71,7 @@ def _edge_warnings(summary: Summary) -> Iterator[str]:
         value = parsed(str(best.pop())) if len(best) == 1 else ""
         # Without null and other texts among them.
         numbers = [number for number in map(parsed, tried[key].astype(str)) if isinstance(number, float)]
-        if isinstance(value, str) or len({*numbers}) < 2:
+        if isinstance(value, str) or len({*numbers}) < 2 or ABSENT in {*tried[key]}:  # whose number is not known
             continue
         if re.fullmatch(DRAWN_NUMBER, repr(value)):  # by a search, which knows its bounds
             continue

@@ -79,6 +79,13 @@ def test_a_missing_seed_does_not_cost_the_pairing(add: Add, sweep_dir: Path) -> 
     assert "same seeds" not in " ".join(warnings_of(sweep_dir))
 
 
+def test_what_is_better_on_the_common_seeds_is_not_called_worse(add: Add, sweep_dir: Path) -> None:
+    add_setting(add, "optimizer.lr=0.1", accs=[0.90, 0.91, 0.92, 0.93, 0.995])
+    add_setting(add, "optimizer.lr=0.2", accs=[0.9021, 0.912, 0.9219, 0.932])
+    best, other = settings_of(summary_of(sweep_dir))
+    assert (best["optimizer.lr"], other["verdict"], other["p_value"]) == (0.1, "same", 1.0)
+
+
 def test_of_several_best_ones_the_closest_counts(add: Add, sweep_dir: Path) -> None:
     add_setting(add, "optimizer.lr=0.1", accs=[0.90, 0.92, 0.94, 0.96])
     add_setting(add, "optimizer.lr=0.2", accs=[0.96, 0.94, 0.92, 0.90])  # the same mean

@@ -59,12 +59,13 @@ def test_best_with_one_seed_is_told_though_others_have_more(add: Add, sweep_dir:
         ({"0.01": 0.7, "0.1": 0.9, "1": 0.8}, None),
         ({"0": 0.9, "0.1": 0.8, "1": 0.7}, None),  # 0 is where a key ends
         ({"0.1": 0.9, "auto": 0.8}, None),
+        ({"": 0.7, "0.5": 0.9, "10": 0.8}, None),  # of the default, which is none of the values
         ({"null": 0.7, "0.5": 0.8, "10": 0.9}, "optimizer.lr=10 is the largest value tried: try larger ones too."),
     ],
 )
 def test_edge_of_a_swept_key(add: Add, sweep_dir: Path, accs: dict[str, float], expected: str | None) -> None:
     for lr, acc in accs.items():
-        add(f"optimizer.lr={lr}", acc=acc)
+        add(*([f"optimizer.lr={lr}"] if lr else []), acc=acc)
     found = [warning for warning in warnings_of(sweep_dir) if "value tried" in warning]
     assert found == ([f"The best {expected}"] if expected else [])
     text = " ".join(write_report([sweep_dir], sweep_dir).split())

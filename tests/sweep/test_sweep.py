@@ -197,3 +197,11 @@ def test_jobs_of_another_configuration_say_so(main: Main) -> None:
     assert main("-m", *base, "optimizer.lr=0.1,0.2", "sweep.name=s").code == 0
     for result in results("outputs/sweeps/s").values():
         assert result["overrides"][:2] == [f"--config-dir={Path('base').absolute()}", "--config-name=config"]
+
+
+def test_runs_that_differ_in_their_seed_are_of_one_setting(sweep: Sweep) -> None:
+    assert sweep("optimizer.lr=0.1,0.2", "seed=0,1", "data.split_seed=${seed}", "sweep.name=s") == 0
+    found = results("outputs/sweeps/s")
+    hashes = {name: result["setting_hash"] for name, result in found.items()}
+    assert hashes["lr=0.1,seed=0"] == hashes["lr=0.1,seed=1"] != hashes["lr=0.2,seed=0"] == hashes["lr=0.2,seed=1"]
+    assert len({result["config_hash"] for result in found.values()}) == 4
