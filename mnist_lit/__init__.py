@@ -27,9 +27,9 @@ def train(*overrides: str, run_dir: str | Path | None = None, config_dir: str | 
     """Train as `python -m mnist_lit.train OVERRIDES` does, and return the run with its `metrics` and `run_dir`.
 
     `run_dir` is its folder, a new one below outputs/train if it is left out. `config_dir` holds options of your own,
-    as --config-dir does. Raises UserError for what the command
-    line refuses. A loss that diverges raises nothing: see `run.result.status`. One run at a time: torch's random
-    numbers are the process's, so that runs in several threads would share them.
+    as --config-dir does. Raises UserError for what the command line refuses. A loss that diverges raises nothing: see
+    `run.result.status`. One run at a time: torch's random numbers are the process's, so that runs in several threads
+    would share them.
     """
     from mnist_lit import cli, run_folder, startup
     from mnist_lit.errors import UserError

@@ -11,11 +11,9 @@ import importlib
 import json
 import logging
 import pickle
-import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,24 +29,22 @@ from mnist_lit import composition, startup
 with startup.fast_imports():  # as every command does
     import mnist_lit.build  # noqa: F401
 
-import numpy as np
 import torch
 import torch._dynamo  # what an optimiser imports
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from made_digits import browser, server  # noqa: F401 (fixtures)
+from made_resumes import whole  # noqa: F401 (fixtures)
 from made_runs import add, grid, sweep_dir, with_charts  # noqa: F401 (fixtures)
 from made_sources import install_npm, mirror, no_mirrors, no_npm  # noqa: F401 (fixtures)
 from made_sweeps import sweep  # noqa: F401 (fixtures)
-from matplotlib import get_data_path
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
-from PIL import Image, ImageDraw, ImageFont
 
 from mnist_lit import load_model
 from mnist_lit.data import sources
 from mnist_lit.predictor import Predictor
-from mnist_lit.server import Server
 
 # What a script starts with & ignores Ctrl-C, and so would the processes of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -305,21 +301,6 @@ def command(tmp_path: Path) -> Command:
     return run
 
 
-# What matplotlib brings along.
-FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono-Oblique")
-
-
-def rendered(
-    text: str, size: int = 120, font: str = "DejaVuSans", margin: int = 40
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Draw text, white on black."""
-    letters = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/{font}.ttf", size)
-    left, top, right, bottom = map(int, ImageDraw.Draw(Image.new("L", (1, 1))).textbbox((0, 0), text, font=letters))
-    image = Image.new("L", (right - left + 2 * margin, bottom - top + 2 * margin))
-    ImageDraw.Draw(image).text((margin - left, margin - top), text, font=letters, fill=255)
-    return np.asarray(image)
-
-
 @pytest.fixture(scope="module")
 def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     """A network that knows its digits: 9 of 10 in the sample's test set."""
@@ -328,26 +309,3 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     overrides = ["loss=cross_entropy", "optimizer.lr=0.1", "trainer.max_epochs=8"]
     train(compose_config(folder, *overrides, "callbacks.pictures=null", "logger=none"))
     return load_model(folder)
-
-
-@pytest.fixture(scope="module")
-def server(predictor: Predictor) -> Iterator[Server]:
-    with Server(predictor, port=0) as server:
-        thread = threading.Thread(target=server.serve_forever, args=[0.01])
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A headless Chromium."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium on PATH: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium)
-        yield browser
-        browser.close()

@@ -83,7 +83,10 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("~loss +loss={_target_:torch.nn.functional.mse_loss}", ["loss.input is missing", "take a class, such as torch"]),
     ("loss=cross_entropy +loss.weight=[1,2]", ["loss.weight=[1, 2]: must be null or an object that a _target_ names"]),
     ("+augmentation._target_=torch.nn.Flatten", ["augmentation: must give images [B, 28, 28], got [64, 784] for [64,"]),
-    ("+augmentation._target_=torch.nn.GELU", ["augmentation: fails for pixels uint8 [B, 28, 28]: NotImplementedError"]),
+    (
+        "+augmentation={_target_:torch.nn.Linear,in_features:28,out_features:28}",
+        ["augmentation: fails for pixels uint8 [B, 28, 28]: RuntimeError: mat1 and mat2 must have the same dtype"],
+    ),
     ("+augmentation={_target_:torch.nn.Threshold,threshold:255,value:1}", ["augmentation: makes 255, a white pixel, "]),
     ("loss._target_=torch.nn.L1Loss", ["error: loss: UserWarning: Using a target size (torch.Size([2]))"]),
     (

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import FONTS, Main, Trained, compose_config, rendered, train
+from conftest import Main, Trained, compose_config, train
+from made_digits import FONTS, rendered
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from PIL import Image

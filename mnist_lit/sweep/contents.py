@@ -4,6 +4,7 @@ import math
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -153,11 +154,7 @@ def _effect_tables(summary: Summary) -> list[Block]:
     for key, effect in ordered:
         ascending = effect.sort_values("mean", ascending=summary.mode == "min")
         best, worst = ascending.iloc[0], ascending.iloc[-1]
-        ends = [
-            f"{cut(shown(end['value']), 40)} ({fixed(end['mean'], decimals)}{f', {bad} diverged' if bad else ''})"
-            for end in (best, worst)
-            for bad in [end["bad"]]
-        ]
+        ends = (_value_and_mean(end, decimals) for end in (best, worst))
         ranges.append([key, fixed(abs(best["mean"] - worst["mean"]), decimals), *ends])
     rows = [
         [key, cut(shown(row["value"]), 40), fixed(row["mean"], decimals), str(row["settings"]), str(row["bad"])]
@@ -169,6 +166,11 @@ def _effect_tables(summary: Summary) -> list[Block]:
     blocks: list[Block] = [Text(each), Table(["key", "range of means", "best value", "worst value"], ranges)]
     table = Table(["key", "value", f"mean {summary.metric}", "settings", "diverged runs"], rows)
     return [*blocks, table] if rows else blocks
+
+
+def _value_and_mean(effect: "pd.Series[Any]", decimals: int) -> str:
+    diverged = f", {effect['bad']} diverged" if effect["bad"] else ""
+    return f"{cut(shown(effect['value']), 40)} ({fixed(effect['mean'], decimals)}{diverged})"
 
 
 def test_scores_table(runs: pd.DataFrame) -> Table:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FONTS, rendered
+from made_digits import FONTS, rendered
 from PIL import Image, ImageDraw
 from PIL.ImageFilter import GaussianBlur, MaxFilter
 
