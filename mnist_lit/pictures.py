@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 RIGHT, WRONG = "#222222", "#d62728"
 
@@ -48,9 +49,10 @@ def draw_images(
 def draw_curves(history: dict[str, list[tuple[int, float]]]) -> Figure:
     """Draw training and validation loss, and below them validation accuracy, over optimiser steps."""
     panels = [tags for tags in (["train/loss", "val/loss"], ["val/acc"]) if any(tag in history for tag in tags)]
-    figure = Figure(figsize=(7, 2.6 * len(panels) + 0.4), dpi=100)
+    height = 2.6 * len(panels) + 0.4
+    figure = Figure(figsize=(7, height), dpi=100)
     # Fixed margins: finding them (layout="constrained") would draw everything twice.
-    figure.subplots_adjust(left=0.08, right=0.98, top=0.97, bottom=0.1, hspace=0.1)
+    figure.subplots_adjust(left=0.1, right=0.98, top=1 - 0.15 / height, bottom=0.55 / height, hspace=0.1)
     for axes, tags in zip(figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels, strict=True):
         for tag in tags:
             if tag in history:
@@ -60,6 +62,7 @@ def draw_curves(history: dict[str, list[tuple[int, float]]]) -> Figure:
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     figure.axes[-1].set_xlabel("step")
+    figure.axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 

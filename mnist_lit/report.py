@@ -12,9 +12,9 @@ from mnist_lit.errors import UserError, is_stdout_closed
 from mnist_lit.sweep.ledger import LEDGER
 
 DESCRIPTION = """\
-Say what a sweep found: settings ranked by validation with their spread over seeds, which of them are
-indistinguishable from the best, what each key does, and pictures. Writes results.csv, report.md, report.html
-and figures/.
+Say what a sweep found: settings ranked by validation with their spread over seeds, which of them cannot be
+told apart from the best, what each key does, and pictures. Writes results.csv, report.md, report.html and
+figures/.
 """
 EPILOG = """\
 examples

@@ -45,6 +45,15 @@ def test_curves_without_validation_are_one_panel() -> None:
     assert [line.get_label() for line in axes.lines] == ["train/loss"]
 
 
+@pytest.mark.parametrize("tags", [["train/loss"], ["train/loss", "val/loss", "val/acc"]])
+def test_curves_have_room_for_their_labels(tags: list[str]) -> None:
+    figure = draw_curves({tag: [(1, 0.1425), (2, 0.1575)] for tag in tags})
+    drawn = pixels(figure)
+    assert (drawn[[0, -1]] == 255).all()
+    assert (drawn[:, [0, -1]] == 255).all()
+    assert all(step.is_integer() for step in figure.axes[-1].get_xticks())
+
+
 def test_confusion_matrix_counts_labels_in_rows_and_predictions_in_columns() -> None:
     figure = draw_confusion_matrix(np.array([[8, 2], [0, 1]]), ["cat", "dog"])
     (axes,) = figure.axes

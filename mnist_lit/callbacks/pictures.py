@@ -90,9 +90,10 @@ class Pictures(L.Callback):
         data = _datamodule(trainer)
         predicted, labels = torch.cat(self.predictions, dim=1).cpu()
         names = data.class_names
+        gap = "\n" if max(map(len, names)) > 2 else " "  # two words of clothing are wider than a picture
         shown = slice(self.num_images if trainer.world_size == 1 else 0)
         titles = [
-            names[p] if p == label else f"{names[p]}, not {names[label]}"
+            names[p] if p == label else f"{names[p]},{gap}not {names[label]}"
             for p, label in zip(predicted[shown], labels[shown], strict=True)
         ]
         if "predictions" in self.draw and titles:

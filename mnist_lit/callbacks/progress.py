@@ -21,7 +21,7 @@ class Progress(TQDMProgressBar):
     terminal only, so that log files stay readable, or wherever `always` is true.
     """
 
-    BAR_FORMAT = "{desc} |{bar:24}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+    BAR_FORMAT = "{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}"  # a terminal of 80 characters has room for no more
 
     def __init__(self, *, refresh_seconds: float, always: bool) -> None:
         if not refresh_seconds >= 0:
@@ -80,7 +80,7 @@ class Progress(TQDMProgressBar):
             return
         assert isinstance(pl_module, Classifier)
         old = {tag for tag, points in pl_module.history.items() if points[-1][0] <= self.step_before}
-        metrics = {name: value for name, value in self.get_metrics(trainer, pl_module).items() if name not in old}
+        metrics = {name: value for name, value in self._metrics(pl_module).items() if name not in old}
         if metrics.keys() == {"images/s"}:  # as in most epochs of a single step
             return
         line = "  ".join(f"{name} {value}" for name, value in metrics.items())
@@ -89,14 +89,17 @@ class Progress(TQDMProgressBar):
     def get_metrics(
         self, trainer: L.Trainer, pl_module: L.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """Return what stands beside the bar, formatted."""
+        """Return what stands beside the bar, formatted; not the validation loss, for which there is no room."""
         assert isinstance(pl_module, Classifier)
-        latest = {tag: points[-1][1] for tag, points in pl_module.history.items()}
-        images = pl_module.images_seen - self.images_before
-        metrics: dict[str, int | str | float | dict[str, float]] = {
-            name: f"{latest[name]:.4f}" for name in ("train/loss", "val/loss", "val/acc") if name in latest
+        return {name: value for name, value in self._metrics(pl_module).items() if name != "val/loss"}
+
+    def _metrics(self, module: Classifier) -> dict[str, str]:
+        latest = {tag: points[-1][1] for tag, points in module.history.items()}
+        images = module.images_seen - self.images_before
+        return {
+            **{name: f"{latest[name]:.4f}" for name in ("train/loss", "val/loss", "val/acc") if name in latest},
+            "images/s": f"{images / (perf_counter() - self.started):,.0f}",
         }
-        return metrics | {"images/s": f"{images / (perf_counter() - self.started):,.0f}"}
 
     @staticmethod
     def _epoch(trainer: L.Trainer) -> str:

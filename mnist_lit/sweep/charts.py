@@ -21,12 +21,15 @@ from mnist_lit.sweep.ranking import Summary
 CAPTIONS = {
     "loss_curves": "Loss of every run: a colour for each of the first ranks, a line a seed, grey for the rest; dashed "
     "runs did not finish. Training loss is averaged over neighbouring points.",
-    "effects": "Effect of each key: a dot for each setting's mean, the line is the mean for each value.",
-    "heatmap": "Mean for each pair of values, averaged over the other keys; diverged: some of its runs did.",
+    "effects": "Effect of each key: grey dots are the settings' means, blue ones the mean for each value.",
+    "heatmap": "Mean for each pair of values, averaged over the other keys; diverged: some of its runs did. The worst "
+    "15 % of the pairs share a colour.",
     "accuracy_time": "What the training time buys: a dot a run.",
 }
 MAX_EFFECTS = 6  # keys in the chart of effects
-MAX_MARKED_RANGE = 20  # of a logarithmic axis whose 2s and 5s are labelled too
+LEAST_LOG_RANGE = 5  # of losses on a logarithmic axis, on which there are two round numbers then
+MAX_MARKED_RANGES = {20: (1, 2, 5), 200: (1, 3)}  # of a logarithmic axis that has more labels than powers of ten
+LEAST_GAP = 0.12  # between labels of single values, as a share of their axis
 MAX_VALUES = 20  # of one key: along a side of the heatmap, in charts and tables of effects
 
 # Okabe and Ito (2008), distinct for the colour-blind too, but for the yellow, which white paper swallows.
@@ -83,10 +86,10 @@ def draw_curves(summary: Summary) -> Figure | None:
         framed = [line for line, style in zip(lines, styles, strict=True) if style == "solid"] or lines
         axes.autoscale_view()
         _frame_losses(axes, np.concatenate(framed)[:, 1])
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_title(tag, fontsize=10)
-        axes.set_xlabel("images seen" if in_images else "step")
+        axes.set_xlabel("images (step x batch size)" if in_images else "step")
         axes.grid(alpha=0.3)
     _add_legend(figure, summary)
     return figure
@@ -100,7 +103,7 @@ def _thinned(points: Sequence[tuple[float, float]], most: int = 60) -> NDArray[n
 
 def _frame_losses(axes: Axes, heights: NDArray[np.float64]) -> None:
     low, high = float(heights.min()), float(heights.max())
-    if 0 < low < high:
+    if 0 < low * LEAST_LOG_RANGE <= high:
         axes.set_yscale("log")
         _label_plainly(axes.yaxis, low, high)
         margin = (high / low) ** 0.05
@@ -112,7 +115,7 @@ def _frame_losses(axes: Axes, heights: NDArray[np.float64]) -> None:
 def draw_effects(summary: Summary) -> Figure | None:
     """Draw the metric over the values of each key, the one that matters most first; None without keys."""
     few = [key for key in summary.keys if key in summary.numeric_keys or summary.values[key].nunique() <= MAX_VALUES]
-    effects = [(key, effect) for key, effect in summary.ordered_effects if key in few][:MAX_EFFECTS]
+    effects = [(key, effect) for key, effect in summary.ordered_effects if key in few and len(effect) > 1][:MAX_EFFECTS]
     if not effects:
         return None
     num_columns = min(len(effects), 3)
@@ -121,21 +124,25 @@ def draw_effects(summary: Summary) -> Figure | None:
     grid = figure.subplots(num_rows, num_columns, sharey=True, squeeze=False)
     for axes, (key, effect) in zip(grid.flat, effects, strict=False):
         dots, places = summary.values[key].loc[summary.ranked.index].to_list(), effect["value"].to_list()
-        if key in summary.numeric_keys:
+        is_numeric, is_log = key in summary.numeric_keys, False
+        if is_numeric:
             position = {value: float(value) for value in places}
-            if min(places) > 0 and max(places) / min(places) >= 8:
+            if is_log := min(places) > 0 and max(places) / min(places) >= 8:
                 axes.set_xscale("log")
                 _label_plainly(axes.xaxis, min(places), max(places))
         else:
             position = {value: float(index) for index, value in enumerate(places)}
-        if len(places) <= 6 or key not in summary.numeric_keys:
-            crowded = sum(len(shown(value)) for value in places) > 24
+        if not is_numeric or (len(places) <= 6 and _least_gap(places, is_log=is_log) >= LEAST_GAP):
             names = [cut(shown(value), 18) for value in places]
-            axes.set_xticks(list(position.values()), names, rotation=30 if crowded else 0)
+            crowded = max(map(len, names)) * len(names) > 24
+            turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+            axes.set_xticks(list(position.values()), names, **turned)
             axes.set_xticks([], minor=True)
         axes.plot([position[value] for value in dots], summary.ranked["mean"], ".", color=GREY)
         if len(places) <= MAX_VALUES:
-            axes.plot(list(position.values()), effect["mean"], "o-", color=COLOURS[0], markersize=4)
+            # No line from one name to the next, whose order means nothing.
+            style = "o-" if is_numeric else "o"
+            axes.plot(list(position.values()), effect["mean"], style, color=COLOURS[0], markersize=4)
         axes.set_xlabel(key)
         axes.grid(alpha=0.3)
     for axes in grid.flat[len(effects) :]:
@@ -143,6 +150,12 @@ def draw_effects(summary: Summary) -> Figure | None:
     for axes in grid[:, 0]:
         axes.set_ylabel(f"mean {summary.metric}")
     return figure
+
+
+def _least_gap(values: Sequence[float], *, is_log: bool) -> float:
+    """Return the smallest step from one value to the next, as a share of their range; 1 for a single one."""
+    places = np.sort(np.log(values) if is_log else np.array(values, dtype=np.float64))
+    return float(np.diff(places).min() / np.ptp(places)) if len(places) > 1 else 1.0
 
 
 def draw_heatmap(summary: Summary) -> Figure | None:
@@ -203,8 +216,9 @@ def draw_times(summary: Summary) -> Figure | None:
 
 def _label_plainly(axis: Axis, low: float, high: float) -> None:
     """Label a logarithmic axis over low..high 0.02 instead of 2 x 10^-2, which is also slow to set."""
-    # Labels of 2s and 5s would collide over many decades, and matplotlib leaves all out over still more.
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high / low < MAX_MARKED_RANGE else LogLocator(numticks=5))
+    # More labels would collide over many decades, and matplotlib leaves all out over still more.
+    marks = next((marks for most, marks in MAX_MARKED_RANGES.items() if high / low < most), None)
+    axis.set_major_locator(LogLocator(subs=marks) if marks else LogLocator(numticks=5))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -218,8 +232,10 @@ def _add_legend(figure: Figure, summary: Summary) -> None:
     if not summary.keys:
         return
     first = summary.settings.head(len(COLOURS))
-    ranks = ["" if math.isnan(rank) else f"{rank:.0f}. " for rank in first["rank"]]
-    names = [cut(f"{rank}{summary.label(setting)}", 100) for setting, rank in enumerate(ranks)]
+    names = []
+    for setting, row in enumerate(first.to_dict("records")):
+        rank = "" if math.isnan(row["rank"]) else f"{row['rank']:.0f}. "
+        names.append(cut(f"{rank}{summary.label(setting)}{' (diverged)' * bool(row['bad'])}", 100))
     if (others := len(summary.settings) - len(first)) > 0:
         names.append(f"{others} more")
     lines = [Line2D([], [], color=_colour(index), linewidth=3) for index in range(len(names))]

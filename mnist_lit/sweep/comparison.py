@@ -1,4 +1,4 @@
-"""Which settings are indistinguishable from the best: t-tests over the seeds, corrected for their number."""
+"""Which settings can be told apart from the best: t-tests over the seeds, corrected for their number."""
 
 import math
 from typing import Any

@@ -137,7 +137,7 @@ def ranking_table(summary: Summary, most: int, names: Mapping[str, str] | None =
 
 
 def _verdict(verdict: str, p_value: float) -> str:
-    words = {"same": "indistinguishable", "diverged": "has a diverged run"}.get(verdict, verdict)
+    words = {"same": "not told apart", "diverged": "has a diverged run"}.get(verdict, verdict)
     if math.isnan(p_value):
         return words
     return f"{words}, p < 0.001" if p_value < 0.001 else f"{words}, p = {p_value:.3f}"
@@ -152,6 +152,8 @@ def _effect_tables(summary: Summary) -> list[Block]:
     decimals = num_decimals(summary.effects["mean"])
     ranges = []
     for key, effect in ordered:
+        if len(effect) == 1:  # the other values have diverged
+            continue
         ascending = effect.sort_values("mean", ascending=summary.mode == "min")
         best, worst = ascending.iloc[0], ascending.iloc[-1]
         ends = (_value_and_mean(end, decimals) for end in (best, worst))

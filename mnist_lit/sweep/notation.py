@@ -29,8 +29,9 @@ def shown(value: Value) -> str:
 
 
 def cut(text: str, most: int) -> str:
-    """Return at most `most` characters of a text, the last three dots where it was longer."""
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    """Return at most `most` characters of a text, dots in its middle where it was longer: ends differ, too."""
+    num_first, num_last = most // 2 - 1, (most + 1) // 2 - 2
+    return text if len(text) <= most else f"{text[:num_first]}...{text[-num_last:]}"
 
 
 def count(number: int, name: str) -> str:

@@ -90,10 +90,14 @@ class Summary:
         )
 
     def label(self, setting: int) -> str:
-        """Name a setting in a line: `lr=0.1, batch_size=128`."""
+        """Name a setting in a line, less what it leaves as it is: `lr=0.1, batch_size=128`."""
         values = self.values.iloc[setting].to_dict()
-        parts = [f"{short}={cut(shown(values[key]), 30)}" for key, short in short_keys(self.keys).items()]
-        return ", ".join(parts) or "all runs"
+        parts = [
+            f"{short}={cut(shown(values[key]), 30)}"
+            for key, short in short_keys(self.keys).items()
+            if values[key] != ABSENT
+        ]
+        return ", ".join(parts) or ("the defaults" if self.keys else "all runs")
 
     def runs_of(self, setting: int, *, finished: bool = False) -> pd.DataFrame:
         """The runs of a setting, or those of them that finished."""
@@ -204,10 +208,15 @@ def _order(settings: pd.DataFrame, mode: Mode) -> tuple[list[int], list[float]]:
 
 
 def _effects(settings: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
-    """Average the settings' means for each value of each key, every setting weighing the same."""
+    """Average the settings' means for each value of each key, every setting weighing the same; numbers come first."""
     rows = [
         (key, value, group["mean"].mean(), group["mean"].count(), group["bad"].sum())
         for key in values.columns
-        for value, group in settings.groupby(values[key])
+        for value, group in sorted(settings.groupby(values[key]), key=lambda each: _numbers_first(each[0]))
     ]
     return pd.DataFrame(rows, columns=["key", "value", "mean", "settings", "bad"])
+
+
+def _numbers_first(value: Value) -> tuple[bool, Value]:
+    number = parsed(str(value))
+    return isinstance(number, str), number

@@ -25,6 +25,10 @@ CHANGES_VAL_IMAGES = {
     "debug",
 }
 
+# Of keys that cannot be 0.
+LEAST = {"data.batch_size": 1, "trainer.max_epochs": 1}
+
+SEEDS = "-m 'seed=range(5)'"
 NOT_RANKED = "No run was validated (data.val_size=0), so nothing is ranked. On the test images:"
 
 
@@ -32,11 +36,11 @@ def warnings(summary: Summary) -> Iterator[str]:
     """Yield what makes the ranking, or the best setting, doubtful."""
     settings, runs = summary.settings, summary.runs
     if len(summary.ranked) == 1 and settings["n"].iloc[0] == 1:
-        yield "With one seed nothing is known of how far chance moves the result. Repeat with several: seed=range(5)."
+        yield f"With one seed nothing is known of how far chance moves the result. Repeat with several: {SEEDS}."
     if len(summary.ranked) > 1:
         if settings["n"].iloc[0] == 1:
             who = "With one seed a setting" if settings["n"].max() == 1 else "The best setting has one seed only:"
-            yield f"{who} the order may be luck, so nothing is marked. Repeat the best with several: -m seed=range(5)."
+            yield f"{who} the order may be luck, so nothing is marked. Repeat the best with several: {SEEDS}."
         if settings["bad"].iloc[0] > 0:
             yield "Every setting has a diverged run, the best one too: do not rely on it."
     if elsewhere := [key for key in summary.keys if key in CHANGES_VAL_IMAGES]:
@@ -78,7 +82,7 @@ def _edge_warnings(summary: Summary) -> Iterator[str]:
         if value == max(numbers):
             yield f"The best {key}={shown(value)} is the largest value tried: try larger ones too."
         # Nothing in a configuration is negative: 0 (no momentum, no dropout) is where a key ends.
-        elif value == min(numbers) and value != 0:
+        elif value == min(numbers) and value > LEAST.get(key, 0):
             yield f"The best {key}={shown(value)} is the smallest value tried: try smaller ones too."
 
 
@@ -146,12 +150,15 @@ def method(summary: Summary) -> str:
     if set(tested["test"]) == {"paired"}:
         factor = least_effect(fewest, num_settings)
         hidden = (
-            f"With n = {fewest}, what is smaller than about {factor:.1f} times the spread of the differences may "
-            + ("stay hidden: repeat with more seeds." if factor > 2 else "stay hidden.")
+            f"With n = {fewest}, a difference smaller than about {factor:.1f} times its spread over the seeds may stay "
+            + ("hidden: repeat with more seeds." if factor > 2 else "hidden.")
         )
+        if factor > 10:
+            hidden = f"With n = {fewest}, all but huge differences stay hidden: repeat with more seeds."
     told = (
-        f"Indistinguishable from the best: p >= {ALPHA} in a two-sided {tests}, p-values corrected step by step "
-        f"(Holm, Shaffer) for having picked the best of {num_settings} by the same numbers. {hidden} "
+        f"Not told apart from the best, which does not mean equal: p >= {ALPHA} in a two-sided {tests}, p-values "
+        f"corrected step by step (Holm, Shaffer) for having picked the best of the {num_settings} that can be tested "
+        f"by the same numbers. {hidden} "
         f"The luck of the seeds is in it, not that of the validation images. {untestable}"
     )
     return told.strip()

@@ -102,7 +102,7 @@ def test_differences_without_spread_are_said_to_be_untestable(add: Add, sweep_di
         add_setting(add, f"optimizer.lr={lr}", accs=[acc] * 3)
     text = " ".join(write_report([sweep_dir], sweep_dir).split())
     assert "Differences that are the same for every seed cannot be tested." in text
-    assert "Indistinguishable" not in text
+    assert "Not told apart" not in text
 
 
 def test_seeds_pair_whatever_the_order_the_runs_are_found_in(add: Add, sweep_dir: Path) -> None:
@@ -120,10 +120,12 @@ def test_report_marks_what_cannot_be_told_from_the_best_and_names_the_test(add: 
     text = " ".join(write_report([sweep_dir], sweep_dir).split())
     p_value = stats.ttest_rel(BEST, CLOSE).pvalue
     for shown in (text, (sweep_dir / "report.md").read_text(), (sweep_dir / "report.html").read_text()):
-        assert f"indistinguishable, p = {p_value:.3f}" in shown
+        assert f"not told apart, p = {p_value:.3f}" in shown
         assert "paired t-test over the seeds" in shown
-        assert "for having picked the best of 3 by the same numbers" in shown
-        assert "With n = 4, what is smaller than about 2.4 times the spread of the differences may stay hidden" in shown
+        assert "for having picked the best of the 3 that can be tested by the same numbers" in shown
+        assert (
+            "With n = 4, a difference smaller than about 2.4 times its spread over the seeds may stay hidden" in shown
+        )
         assert "Welch" not in shown
     page = (sweep_dir / "report.html").read_text()
     assert re.findall(r'<tr class="(\w+)">', page) == ["best", "same", "worse"]

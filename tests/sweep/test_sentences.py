@@ -36,7 +36,7 @@ def test_one_seed_marks_nothing_and_says_why(add: Add, sweep_dir: Path, num_sett
     sentence = "With one seed a setting the order may be luck, so nothing is marked."
     for shown in (text, (sweep_dir / "report.md").read_text(), (sweep_dir / "report.html").read_text()):
         assert sentence in shown
-        assert "indistinguishable" not in shown.lower()
+        assert "not told apart" not in shown.lower()
         assert "p = " not in shown
     rows = cells_of_markdown((sweep_dir / "report.md").read_text(), "Ranking")
     assert [row[4] for row in rows[1:]] == ["best", *["not tested"] * (num_settings - 1)]
@@ -72,6 +72,12 @@ def test_edge_of_a_swept_key(add: Add, sweep_dir: Path, accs: dict[str, float], 
     for shown in (text, (sweep_dir / "report.md").read_text(), (sweep_dir / "report.html").read_text()):
         assert (expected or "value tried") in shown or not expected
         assert ("value tried" in shown) == bool(expected)
+
+
+def test_nobody_is_asked_to_try_less_than_a_batch_of_one(add: Add, sweep_dir: Path) -> None:
+    for batch_size in (1, 50):
+        add(f"data.batch_size={batch_size}", acc=1 / batch_size)
+    assert not any("value tried" in warning for warning in warnings_of(sweep_dir))
 
 
 def test_value_that_diverged_was_tried_one_that_failed_was_not(add: Add, sweep_dir: Path) -> None:
