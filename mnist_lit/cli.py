@@ -19,26 +19,27 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.initialize import get_gh_backup, restore_gh_from_backup
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from mnist_lit import run_folder, startup
 from mnist_lit.composition import CONF_DIR, Loader, register_resolvers
 from mnist_lit.errors import UserError
 from mnist_lit.messages import describe, named, tell_and_exit
 from mnist_lit.result import newest_run
-from mnist_lit.startup import prompt_interrupts
 from mnist_lit.version import __version__
 
+# Keys whose values are taken literally: the folders of a sweep have commas and equals signs in their names, which Hydra
+# would parse.
+PATHS = ("ckpt", "images", "output", "resume")
 # Hydra composes for one at a time.
 ONE_AT_A_TIME = threading.Lock()
 
 
-@prompt_interrupts()
-def run(task: Callable[[DictConfig], Any], config_name: str, *, paths: Sequence[str] = ()) -> None:
+@startup.prompt_interrupts()
+def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     """Run `task` with the configuration that Hydra composes from the command line.
 
-    `paths` are keys whose values are taken literally: the folders of a sweep have commas and equals signs in their
-    names, which Hydra would parse.
     Exits with code 2 and one line on stderr for errors of the user's, with code 1 and one line for others,
     whose traceback goes to the log. With HYDRA_FULL_ERROR=1 everything is raised as it is.
     """
@@ -46,7 +47,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str, *, paths: Sequence[
         print(f"mnist-lit {__version__}")
         return
     register_resolvers()
-    sys.argv[1:] = [_quoted(argument, paths) for argument in sys.argv[1:]]
+    sys.argv[1:] = [_quoted(argument) for argument in sys.argv[1:]]
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         _run_hydra(task, config_name)
         return
@@ -73,6 +74,27 @@ def run(task: Callable[[DictConfig], Any], config_name: str, *, paths: Sequence[
         tell_and_exit(named(error, sys.argv[1:]))
     finally:
         os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def run_with_checkpoint(task: Callable[..., None], config_name: str) -> None:
+    """Run `task` with the configuration's keys as its arguments, `ckpt` among them, if they are those that it takes.
+
+    Errors of the user's leave no folder. What is not there is told before torch is imported, which takes two seconds.
+    """
+
+    def check_and_run(cfg: DictConfig) -> None:
+        with run_folder.no_folder_left(Path(HydraConfig.get().runtime.output_dir)):
+            checkpoint = f"a .ckpt file or a run's folder ({newest_run('checkpoints/*.ckpt')})"
+            for key, what in {"ckpt": checkpoint, "images": "a picture, a folder or a glob"}.items():
+                if key in {*cfg} and not cfg.get(key):
+                    raise UserError(f"{key} is missing: add {key}=PATH, {what}")
+                if key == "ckpt" and not Path(str(cfg.ckpt)).exists():
+                    raise UserError(f"ckpt={cfg.ckpt}: no such file or folder; name {what}")
+            with startup.fast_imports():
+                from mnist_lit.build import check_keys
+            task(**check_keys(task, cfg))
+
+    run(check_and_run, config_name)
 
 
 def is_multirun() -> bool:
@@ -127,10 +149,10 @@ def compose(config_name: str, overrides: Sequence[str], config_dir: Path | None 
             restore_gh_from_backup(before)
 
 
-def _quoted(argument: str, paths: Sequence[str]) -> str:
-    """Put the value of KEY=VALUE into quotes, as Hydra writes them, if KEY is one of `paths`."""
+def _quoted(argument: str) -> str:
+    """Put the value of KEY=VALUE into quotes, as Hydra writes them, if KEY is one of PATHS."""
     key, _, value = argument.partition("=")
-    if key not in paths or not value or value[0] in "'\"":
+    if key not in PATHS or not value or value[0] in "'\"":
         return argument
     return f"{key}={_in_quotes(value)}"
 
@@ -152,17 +174,3 @@ def only_in_the_log_file() -> Iterator[None]:
     finally:
         package.handlers = []
         package.propagate = True
-
-
-def require(cfg: DictConfig, key: str, what: str) -> None:
-    """Raise UserError if a key was not given; `what` says what it may name."""
-    if OmegaConf.is_missing(cfg, key) or not cfg[key]:
-        raise UserError(f"{key} is missing: add {key}=PATH, {what}")
-
-
-def require_checkpoint(cfg: DictConfig) -> None:
-    """Raise UserError if `ckpt` was not given or is not there: before torch is imported, which takes two seconds."""
-    if OmegaConf.is_missing(cfg, "ckpt") or not Path(str(cfg.ckpt)).exists():
-        what = f"a .ckpt file or a run's folder ({newest_run('checkpoints/*.ckpt')})"
-        require(cfg, "ckpt", what)
-        raise UserError(f"ckpt={cfg.ckpt}: no such file or folder; name {what}")

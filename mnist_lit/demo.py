@@ -1,24 +1,14 @@
 """Demo: `python -m mnist_lit.demo ckpt=PATH` serves a page to draw digits on."""
 
-from omegaconf import DictConfig
-
-from mnist_lit import cli, startup
+from mnist_lit import cli
 
 
 def main() -> None:
     """Compose the configuration and serve."""
-    cli.run(demo, config_name="demo", paths=["ckpt"])
+    cli.run_with_checkpoint(demo, config_name="demo")
 
 
-def demo(cfg: DictConfig) -> None:
-    """Check the configuration and serve; raises UserError for what the user can fix."""
-    cli.require_checkpoint(cfg)
-    with startup.fast_imports():
-        from mnist_lit.build import check_keys
-    serve(**check_keys(serve, cfg))
-
-
-def serve(*, ckpt: str, port: int, trusted: list[str]) -> None:
+def demo(*, ckpt: str, port: int, trusted: list[str]) -> None:
     """Serve the page until Ctrl-C."""
     from mnist_lit.checkpoint import read_checkpoint
     from mnist_lit.data.photo import preparation

@@ -4,26 +4,15 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import DictConfig
-
-from mnist_lit import cli, run_folder, startup
+from mnist_lit import cli
 
 
 def main() -> None:
     """Compose the configuration and evaluate."""
-    cli.run(evaluate, config_name="evaluate", paths=["ckpt"])
+    cli.run_with_checkpoint(evaluate, config_name="evaluate")
 
 
-def evaluate(cfg: DictConfig) -> None:
-    """Check the configuration and score; raises UserError for what the user can fix, and then leaves no folder."""
-    with run_folder.no_folder_left(Path(cfg.run_dir)):
-        cli.require_checkpoint(cfg)
-        with startup.fast_imports():
-            from mnist_lit.build import check_keys
-        score(**check_keys(score, cfg))
-
-
-def score(
+def evaluate(
     *,
     ckpt: str,
     data: dict[str, Any],

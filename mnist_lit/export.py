@@ -4,9 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import DictConfig
-
-from mnist_lit import cli, startup
+from mnist_lit import cli
 from mnist_lit.errors import UserError
 
 # What was written is compared with the network on so many.
@@ -15,18 +13,10 @@ NUM_DIGITS = 1000
 
 def main() -> None:
     """Compose the configuration and export."""
-    cli.run(export, config_name="export", paths=["ckpt", "output"])
+    cli.run_with_checkpoint(export, config_name="export")
 
 
-def export(cfg: DictConfig) -> None:
-    """Check the configuration and write; raises UserError for what the user can fix."""
-    cli.require_checkpoint(cfg)
-    with startup.fast_imports():
-        from mnist_lit.build import check_keys
-    write(**check_keys(write, cfg))
-
-
-def write(
+def export(
     *,
     ckpt: str,
     data: dict[str, Any],

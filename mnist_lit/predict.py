@@ -4,9 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from omegaconf import DictConfig
-
-from mnist_lit import cli, run_folder, startup
+from mnist_lit import cli
 from mnist_lit.errors import UserError
 
 NAME_LENGTH = 13  # characters that are as wide as a picture
@@ -14,20 +12,10 @@ NAME_LENGTH = 13  # characters that are as wide as a picture
 
 def main() -> None:
     """Compose the configuration and read the pictures."""
-    cli.run(predict, config_name="predict", paths=["ckpt", "images", "output"])
+    cli.run_with_checkpoint(predict, config_name="predict")
 
 
-def predict(cfg: DictConfig) -> None:
-    """Check the configuration and read; raises UserError for what the user can fix, and then leaves no folder."""
-    with run_folder.no_folder_left(Path(cfg.run_dir)):
-        cli.require_checkpoint(cfg)
-        cli.require(cfg, "images", "a picture, a folder or a glob")
-        with startup.fast_imports():
-            from mnist_lit.build import check_keys
-        read(**check_keys(read, cfg))
-
-
-def read(
+def predict(
     *,
     ckpt: str,
     images: str,

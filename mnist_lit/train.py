@@ -32,7 +32,7 @@ CHANGED_ON_RESUME = ("trainer.max_epochs", "trainer.max_time", "trainer.accelera
 def main() -> None:
     """Compose the configuration and train; say how a sweep that was interrupted goes on."""
     try:
-        cli.run(train, config_name="train", paths=["resume"])
+        cli.run(train, config_name="train")
     except SystemExit as end:
         if end.code in (128 + signal.SIGINT, 128 + signal.SIGTERM) and cli.is_multirun():
             print("interrupted; the same command again goes on", file=sys.stderr)

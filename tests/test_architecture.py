@@ -15,8 +15,8 @@ from mnist_lit.composition import PACKAGE
 KNOW_HYDRA = {"build", "cli", "composition", "messages", "run_folder", "startup"} | {
     f"sweep.{name}" for name in ("overrides", "preflight", "search")
 }
-# What builds: for Python's users, from a checkpoint, to see whether a job can work.
-BUILD = {"__init__", "checkpoint", "sweep.preflight", "trust"}
+# What builds: for Python's users, for four entry points, from a checkpoint, to see whether a job can work.
+BUILD = {"__init__", "cli", "checkpoint", "sweep.preflight", "trust"}
 VAGUE = {"util", "utils", "helper", "helpers", "common", "base", "misc", "lib", "tools", "core"}
 
 MODULES = {

@@ -12,7 +12,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError
 
-from mnist_lit import __version__, evaluate, messages, run_folder, train
+from mnist_lit import __version__, cli, evaluate, messages, run_folder, train
 from mnist_lit.callbacks.pictures import NAMES
 from mnist_lit.errors import DivergedError, UserError
 
@@ -219,7 +219,7 @@ def test_bug_exits_with_1_and_leaves_its_traceback_in_the_log(
 )
 def test_path_is_taken_as_it_stands(main: Main, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     seen = []
-    monkeypatch.setattr(evaluate, "evaluate", lambda cfg: seen.append(cfg.ckpt))
+    monkeypatch.setattr(evaluate, "main", lambda: cli.run(lambda cfg: seen.append(cfg.ckpt), "evaluate"))
     assert main(f"ckpt={path}", module="evaluate").code == 0
     # One's own quotes are Hydra's.
     assert main("ckpt='x,y'", module="evaluate").code == 0

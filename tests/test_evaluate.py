@@ -177,6 +177,7 @@ def test_files_are_looked_for_on_this_machine(
 def test_missing_checkpoint_is_asked_for(main: Main, tmp_path: Path) -> None:
     assert_refused(main(module="evaluate"), tmp_path, "ckpt is missing: add ckpt=PATH")
     assert_refused(main("ckpt=a,b=c", module="evaluate"), tmp_path, "ckpt=a,b=c: no such file or folder")
+    assert_refused(main("ckpt=x", "run_dir=y", module="evaluate"), tmp_path, "ckpt=x: no such file or folder")
 
 
 @pytest.mark.parametrize(
