@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning_utilities.core.apply_func import apply_to_collection
+
 from mnist_lit.version import __version__
 
 SCHEMA_VERSION = 2  # since 2, `best_epoch` counts from 1
@@ -66,19 +68,14 @@ def config_hash(config: Mapping[str, Any]) -> str:
     content = {key: value for key, value in config.items() if key not in ("run_dir", "resume", "sweep")}
     content["data"] = {key: value for key, value in config["data"].items() if key != "root"}
     content["callbacks"] = {key: value for key, value in config["callbacks"].items() if key != "pictures"}
-    # The run folder stands in other values too, such as where checkpoints go.
-    text = json.dumps(_elsewhere(content, config["run_dir"]), sort_keys=True)
+    folder = config["run_dir"]
+
+    def elsewhere(text: str) -> str:
+        """Cut the run folder off the paths below it, such as where checkpoints go."""
+        return text[len(folder) :] if text == folder or text.startswith(f"{folder}/") else text
+
+    text = json.dumps(apply_to_collection(content, str, elsewhere), sort_keys=True)
     return sha256(text.encode()).hexdigest()[:16]
-
-
-def _elsewhere(node: Any, folder: str) -> Any:
-    """Cut a folder off the paths below it."""
-    if isinstance(node, Mapping):
-        return {key: _elsewhere(value, folder) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return [_elsewhere(value, folder) for value in node]
-    is_below = isinstance(node, str) and (node == folder or node.startswith(f"{folder}/"))
-    return node[len(folder) :] if is_below else node
 
 
 def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
@@ -129,8 +126,9 @@ def newest_run(holds: str) -> str:
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write `record` whole or not at all; NaN and infinity become null."""
+    record = apply_to_collection(record, float, lambda number: number if math.isfinite(number) else None)
     # One line for each field: readable, and short for curves of any length.
-    lines = [f"  {json.dumps(key)}: {json.dumps(_finite(value), allow_nan=False)}" for key, value in record.items()]
+    lines = [f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in record.items()]
     write_atomically(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
@@ -148,14 +146,3 @@ def remove_scratch(folder: Path) -> None:
     """Remove what writers that were killed have left below a folder, which no other process may be writing to."""
     for path in folder.rglob(".*.*.[0-9]*"):
         path.unlink(missing_ok=True)
-
-
-def _finite(node: Any) -> Any:
-    """Replace NaN and infinity, which JSON cannot hold, by None."""
-    if isinstance(node, Mapping):
-        return {key: _finite(value) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return [_finite(value) for value in node]
-    if isinstance(node, float) and not math.isfinite(node):
-        return None
-    return node
