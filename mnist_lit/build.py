@@ -239,7 +239,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
 
     Raises UserError for the first key that is unknown to the class it configures, or of another type.
     """
-    config = check_top_level(cfg)
+    config = check_keys(configuration.top_level, cfg)
     check_arguments("sweep", configuration.sweep, config["sweep"])
     if schedule := (config["scheduler"] or {}).get("_target_"):
         found = locate("scheduler", schedule)
@@ -255,11 +255,6 @@ def check(cfg: DictConfig) -> dict[str, Any]:
         check_arguments(key, locate(key, node["_target_"]), node, given=GIVEN.get(key, {}))
     configuration.check_together(config)
     return config
-
-
-def check_top_level(cfg: DictConfig) -> dict[str, Any]:
-    """Resolve the configuration of a run; raises UserError unless its top level has the keys and types it must have."""
-    return check_keys(configuration.top_level, cfg)
 
 
 def check_keys(expected: Callable[..., Any], cfg: DictConfig) -> dict[str, Any]:

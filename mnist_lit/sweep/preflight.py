@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Preflight:
-    """Checks the jobs of the sweep over `keys` in `folder`, building one of those that differ in the seed only.
+    """Checks the jobs of the sweep over `keys` in `folder`; of those that differ in the seed only, one is built.
 
     `blind` says of each whether it has no images to validate on.
     """
@@ -33,7 +33,7 @@ class Preflight:
         self.blind: list[bool] = []
 
     def job(self, config: DictConfig, overrides: list[str]) -> ledger.Job:
-        """Check the configuration of one job unless it is done already, and return its place in the ledger.
+        """Check the configuration of one job, build it unless it is done already, and return its place in the ledger.
 
         Raises UserError for a configuration that cannot work, naming the job.
         """
@@ -43,20 +43,18 @@ class Preflight:
         name = job_name(self.keys, overrides)
         with _as_the_running_job(config, self.folder / name):
             cfg = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-            resolved = build.check_top_level(cfg)
-            self.blind.append(0 in (resolved["data"].get("val_size"), resolved["trainer"].get("limit_val_batches")))
-            job = ledger.Job(name=name, overrides=overrides, config_hash=config_hash(resolved))
-            if ledger.is_done(ledger.read_result(self.folder / name), job.config_hash):
-                return job
             try:
-                if (but_for_the_seed := config_hash(resolved | {"seed": None})) in self.built:
-                    build.check(cfg)
-                else:
+                resolved = build.check(cfg)
+                job = ledger.Job(name=name, overrides=overrides, config_hash=config_hash(resolved))
+                but_for_the_seed = config_hash(resolved | {"seed": None})
+                is_done = ledger.is_done(ledger.read_result(self.folder / name), job.config_hash)
+                if not is_done and but_for_the_seed not in self.built:
                     datamodule = build.build_job(cfg).datamodule
                     self.built.add(but_for_the_seed)
                     self.sources[datamodule.source] = datamodule
             except UserError as error:
                 raise UserError(f"{error} (job {name})" if self.keys else str(error)) from error
+        self.blind.append(0 in (resolved["data"].get("val_size"), resolved["trainer"].get("limit_val_batches")))
         return job
 
     def data(self) -> None:
