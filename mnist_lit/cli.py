@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import sys
 import threading
 from argparse import ArgumentParser
@@ -16,6 +15,7 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.initialize import get_gh_backup, restore_gh_from_backup
 from hydra.types import RunMode
@@ -53,27 +53,20 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         return
     logging.raiseExceptions = False  # a full disk is told once, not for every line of a log
 
-    def task_in_own_environment(cfg: DictConfig) -> Any:
-        os.environ.pop("HYDRA_FULL_ERROR", None)  # processes that the task starts should not inherit ours
+    def told(cfg: DictConfig) -> Any:
         try:
             return task(cfg)
         except Exception as error:
             tell_and_exit(error)
-        finally:
-            os.environ["HYDRA_FULL_ERROR"] = "1"
 
-    # Hydra prints errors over several lines and exits with 1, unless it is told to raise them.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        _run_hydra(task_in_own_environment, config_name)
+        _run_hydra(told, config_name)
     except KeyboardInterrupt:
         if not is_multirun():
             print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         tell_and_exit(named(error, sys.argv[1:]))
-    finally:
-        os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
 def run_with_checkpoint(task: Callable[..., None], config_name: str) -> None:
@@ -104,9 +97,14 @@ def is_multirun() -> bool:
 
 
 def _run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> None:
+    def run_and_raise(call: Callable[[], Any]) -> Any:
+        return call()
+
     with (
         patch.object(sys.modules["hydra.main"], "get_args_parser", _parser),
-        patch.object(sys.modules["hydra._internal.hydra"], "ConfigLoaderImpl", Loader),
+        # Hydra would print errors over several lines and exit with 1.
+        patch.object(sys.modules["hydra._internal.utils"], "run_and_report", run_and_raise),
+        patch.multiple("hydra._internal.hydra", ConfigLoaderImpl=Loader, run_and_report=run_and_raise),
     ):
         hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(task)()
 
@@ -136,7 +134,8 @@ def compose(config_name: str, overrides: Sequence[str], config_dir: Path | None 
     if config_dir is not None:
         if not config_dir.is_dir():
             raise UserError(f"config_dir={config_dir}: no such folder")
-        overrides = [*overrides, f"hydra.searchpath=[{_in_quotes(f'file://{config_dir.absolute()}')}]"]
+        folder = QuotedString(f"file://{config_dir.absolute()}", Quote.double).with_quotes()
+        overrides = [*overrides, f"hydra.searchpath=[{folder}]"]
     with ONE_AT_A_TIME:
         before = get_gh_backup()
         GlobalHydra.instance().clear()
@@ -150,17 +149,11 @@ def compose(config_name: str, overrides: Sequence[str], config_dir: Path | None 
 
 
 def _quoted(argument: str) -> str:
-    """Put the value of KEY=VALUE into quotes, as Hydra writes them, if KEY is one of PATHS."""
+    """Put the value of KEY=VALUE into quotes if KEY is one of PATHS."""
     key, _, value = argument.partition("=")
     if key not in PATHS or not value or value[0] in "'\"":
         return argument
-    return f"{key}={_in_quotes(value)}"
-
-
-def _in_quotes(value: str) -> str:
-    # A backslash escapes only in front of a quote.
-    escaped = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + found[2].replace('"', '\\"'), value)
-    return f'"{escaped}"'
+    return f"{key}={QuotedString(value, Quote.double).with_quotes()}"
 
 
 @contextmanager

@@ -252,7 +252,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 @pytest.fixture
-def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Main]:
+def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Main:
     """Run `python -m mnist_lit.<module> ARGUMENTS` in this process, in `tmp_path`, as if it were a new one."""
     monkeypatch.chdir(tmp_path)
 
@@ -270,9 +270,7 @@ def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         printed = capsys.readouterr()
         return Outcome(code=code, out=printed.out, err=printed.err)
 
-    yield run_it
-    # What a run set for a process of its own.
-    os.environ.pop("HYDRA_FULL_ERROR", None)
+    return run_it
 
 
 @pytest.fixture
