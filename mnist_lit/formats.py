@@ -24,6 +24,10 @@ TOLERANCE = 1e-5
 # The names of what goes in and comes out, and of the metadata that lists the classes as JSON.
 IMAGES, PROBABILITIES, CLASS_NAMES = "images", "probabilities", "class_names"
 
+# What exporters send through: two images, since a batch of one would be taken for a size that never changes.
+EXAMPLE = (torch.zeros(2, 28, 28, dtype=torch.uint8),)
+DYNAMIC_SHAPES = {IMAGES: {0: torch.export.Dim("batch")}}
+
 Network = Callable[[Tensor], Tensor]
 
 
@@ -103,11 +107,11 @@ def _first_line(error: BaseException) -> str:
 def _write_onnx(predictor: Predictor, path: Path) -> None:
     program = torch.onnx.export(
         predictor,
-        (_example(),),
+        EXAMPLE,
         dynamo=True,
         input_names=[IMAGES],
         output_names=[PROBABILITIES],
-        dynamic_shapes=_dynamic_shapes(),
+        dynamic_shapes=DYNAMIC_SHAPES,
         verbose=False,
     )
     assert program is not None
@@ -125,21 +129,12 @@ def _read_onnx(path: Path) -> Network:
 
 
 def _write_program(predictor: Predictor, path: Path) -> None:
-    program = torch.export.export(predictor, (_example(),), dynamic_shapes=_dynamic_shapes())
+    program = torch.export.export(predictor, EXAMPLE, dynamic_shapes=DYNAMIC_SHAPES)
     torch.export.save(program, path, extra_files={CLASS_NAMES: json.dumps(predictor.class_names)})
 
 
 def _read_program(path: Path) -> Network:
     return torch.export.load(path).module()
-
-
-def _example() -> Tensor:
-    # Two, since a batch of one would be taken for a size that never changes.
-    return torch.zeros(2, 28, 28, dtype=torch.uint8)
-
-
-def _dynamic_shapes() -> dict[str, dict[int, torch.export.Dim]]:
-    return {IMAGES: {0: torch.export.Dim("batch")}}
 
 
 FORMATS = {
