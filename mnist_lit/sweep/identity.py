@@ -37,11 +37,6 @@ def job_name(keys: Sequence[str], overrides: Sequence[str]) -> str:
 
 
 def _as_folder(name: str) -> str:
-    return re.sub(FORBIDDEN, "_", shortened(name)) or "single"
-
-
-def shortened(name: str) -> str:
-    """Cut a name beyond MAX_NAME_LENGTH, and keep it unique by 8 hex digits of its hash."""
-    if len(name) <= MAX_NAME_LENGTH:
-        return name
-    return f"{name[: MAX_NAME_LENGTH - 9]}-{sha256(name.encode()).hexdigest()[:8]}"
+    if len(name) > MAX_NAME_LENGTH:  # 8 hex digits of its hash keep it unique
+        name = f"{name[: MAX_NAME_LENGTH - 9]}-{sha256(name.encode()).hexdigest()[:8]}"
+    return re.sub(FORBIDDEN, "_", name) or "single"
