@@ -202,7 +202,8 @@ class Evaluation:
             "reliability": draw_reliability(scores.bins(), scores.calibration_error()),
         }
         if mistakes := self._mistakes():
-            images, _ = images_of(self.datamodule, self.split).__getitems__([mistake["index"] for mistake in mistakes])
+            dataset: ImageDataset = getattr(self.datamodule, self.split)
+            images, _ = dataset.__getitems__([mistake["index"] for mistake in mistakes])
             titles = [f"{wrong['predicted']} {wrong['confidence']:.1%}\nnot {wrong['label']}" for wrong in mistakes]
             figures["mistakes"] = draw_images(images.cpu().numpy(), titles)
         return figures
@@ -252,7 +253,7 @@ def predict_split(module: Classifier, datamodule: MNISTDataModule, trainer: L.Tr
     logits = torch.cat(batches)
     predicted = logits.argmax(dim=1)
     confidences = probabilities(module.loss, logits).double().gather(1, predicted[:, None])[:, 0]
-    images = images_of(datamodule, split)
+    images: ImageDataset = getattr(datamodule, split)
     return Predictions(
         loss=metrics[f"{split}/loss"],
         acc=metrics[f"{split}/acc"],
@@ -262,11 +263,6 @@ def predict_split(module: Classifier, datamodule: MNISTDataModule, trainer: L.Tr
         confidences=confidences.clamp(max=1 - torch.finfo(torch.float32).eps),
         num_classes=len(datamodule.class_names),
     )
-
-
-def images_of(datamodule: MNISTDataModule, split: Split) -> ImageDataset:
-    """Return the images of a split of a data module that is set up."""
-    return datamodule.test if split == "test" else datamodule.val
 
 
 def check_classes(class_names: Sequence[str], *, of_network: Sequence[str]) -> None:
