@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from mnist_lit.data.photo import Pixels
-from mnist_lit.errors import UserError
 from mnist_lit.predictor import Predictor
 from mnist_lit.result import write_atomically
 
@@ -56,12 +55,6 @@ def to_table(answers: Sequence[Answer]) -> str:
             f"{given.second_guess} ({given.second_confidence:.1%})"
         )
     return "\n".join(lines)
-
-
-def check_format(path: Path) -> None:
-    """Raise UserError for a file that is neither CSV nor JSON by its name."""
-    if path.suffix.lower() not in FORMATS:
-        raise UserError(f"output={path}: must end in {' or '.join(FORMATS)}")
 
 
 def write(path: Path, answers: Sequence[Answer]) -> None:

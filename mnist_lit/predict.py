@@ -39,7 +39,8 @@ def predict(
         if value < 1:
             raise UserError(f"{key}={value}: must be at least 1")
     answers_file = Path(output or f"{run_dir}/predictions.csv")
-    answers.check_format(answers_file)
+    if answers_file.suffix.lower() not in answers.FORMATS:
+        raise UserError(f"output={answers_file}: must end in {' or '.join(answers.FORMATS)}")
     files = album.find(images)
     checkpoint = read_checkpoint(ckpt)
     predictor = checkpoint.predictor(trusted=trusted)
