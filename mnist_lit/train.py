@@ -197,7 +197,7 @@ def _record_unstarted(cfg: DictConfig, job: ledger.Job, error: Exception) -> Non
     result = Result(
         status="failed",
         config_hash=job.config_hash,
-        overrides=_job_overrides(),
+        overrides=_overrides(),
         seed=cfg.seed,
         error=messages.describe(error),
     )
@@ -207,26 +207,22 @@ def _record_unstarted(cfg: DictConfig, job: ledger.Job, error: Exception) -> Non
 def _build(cfg: DictConfig, known_overrides: Sequence[str] = ()) -> "Run":
     with startup.fast_imports():
         from mnist_lit.build import build, build_job
-    hydra = HydraConfig.get()
-    if hydra.mode == RunMode.MULTIRUN:
-        return build_job(cfg, _job_overrides())
-    # A resumed run's include those it was started with. A part may be taken out (~) and put back (+).
-    given = {word.partition("=")[0]: word for word in (*known_overrides, *hydra.overrides.task)}
-    return build(cfg, [*_other_configuration(), *(word for key, word in given.items() if key != "resume")])
+    build_it = build_job if HydraConfig.get().mode == RunMode.MULTIRUN else build
+    return build_it(cfg, _overrides(known_overrides))
 
 
-def _job_overrides() -> list[str]:
-    """Return what tells a job's configuration from ours."""
-    return [*_other_configuration(), *HydraConfig.get().overrides.task]
+def _overrides(known: Sequence[str] = ()) -> list[str]:
+    """Return what tells a run's configuration from ours; a resumed run's include the `known` that it was started with.
 
-
-def _other_configuration() -> list[str]:
-    """Return the options that chose another configuration than ours, such as the one that an earlier run has left."""
+    First come options that chose another configuration, such as the one that an earlier run has left.
+    """
     hydra = HydraConfig.get()
     options = [f"--config-dir={it.path}" for it in hydra.runtime.config_sources if it.provider == "command-line"]
     if hydra.job.config_name != "train":
         options.append(f"--config-name={hydra.job.config_name}")
-    return options
+    # Of a key's several, the last counts. A part may be taken out (~) and put back (+).
+    given = {word.partition("=")[0]: word for word in (*known, *hydra.overrides.task)}
+    return [*options, *(word for key, word in given.items() if key != "resume")]
 
 
 def _execute(run: "Run", cfg: DictConfig, resume_from: Path | None) -> Result:
