@@ -182,13 +182,10 @@ def claimed(run_dir: Path) -> Iterator[bool]:
     The operating system releases the lock when the process dies, however it dies.
     """
     lock = filelock.FileLock(run_dir / ".lock", timeout=0)
-    try:
+    with suppress(filelock.Timeout):
         lock.acquire()
-    except filelock.Timeout:
-        yield False
-        return
     try:
-        yield True
+        yield lock.is_locked
     finally:
         lock.release()
 
