@@ -21,7 +21,6 @@ from mnist_lit.sweep import ledger
 from mnist_lit.sweep.identity import job_name
 from mnist_lit.sweep.overrides import all_overrides, key_and_value, key_of, known_values, unswept_settings
 from mnist_lit.sweep.preflight import Preflight, check_folders, describe_jobs
-from mnist_lit.sweep.progress import ProgressLines
 from mnist_lit.sweep.workers import fork_from_one
 
 # Compared by name, so that Hydra alone decides when plugins are imported.
@@ -40,7 +39,7 @@ class SweepCallback(Callback):
 
     def __init__(self) -> None:
         self.alone: filelock.FileLock | None = None
-        self.lines: ProgressLines | None = None
+        self.lines: ledger.ProgressLines | None = None
         self.names: set[str] | None = None  # of this command's jobs; None: all that there are, a search's
 
     def __getstate__(self) -> dict[str, Any]:
@@ -120,7 +119,7 @@ class SweepCallback(Callback):
             self._prepare_search(config, loader, overrides, keys, told)
         if config.hydra.launcher._target_ != IN_PROCESS:
             adapt_ray(config.hydra.launcher)
-            self.lines = ProgressLines(Path(config.hydra.sweep.dir))
+            self.lines = ledger.ProgressLines(Path(config.hydra.sweep.dir))
             self.lines.start()
 
     def _prepare_grid(

@@ -1,6 +1,7 @@
 """The state of a sweep, read from its files alone, so that any launcher gives the same sweep."""
 
 import json
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ LEDGER = "sweep.json"
 STOP = ".stop"
 WORST = 0.0  # what a search is told of a job that diverged or failed: an accuracy
 BEGAN = ".began"  # touched by every call of the sweep
+INTERVAL = 1.0  # seconds between two looks at the folder, which may lie on another machine
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,38 @@ def _outcome(run_dir: Path, written: int) -> dict[str, str] | None:
     """Return what `is_done` asks of a result written at that time: a sweep asks it of all its jobs, a line a job."""
     result = read_result(run_dir)
     return result and {key: result[key] for key in ("config_hash", "status")}
+
+
+class ProgressLines(threading.Thread):
+    """Prints the lines of jobs that other processes run, from the files they leave in the sweep's `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self.folder = folder
+        self.told = self._ended()
+        self.is_over = threading.Event()
+
+    def run(self) -> None:
+        """Look until it is over, and once more, or until nobody reads the lines."""
+        with suppress(BrokenPipeError):
+            while not self.is_over.wait(INTERVAL):
+                self._tell()
+            self._tell()
+
+    def stop(self) -> None:
+        """Print what is left and return."""
+        self.is_over.set()
+        self.join()
+
+    def _tell(self) -> None:
+        ended = self._ended()
+        for name in sorted(ended.keys(), key=ended.__getitem__):
+            if self.told.get(name) != ended[name]:
+                print(progress_line(self.folder, name), flush=True)
+        self.told = ended
+
+    def _ended(self) -> dict[str, int]:
+        return ends(self.folder, read_jobs(self.folder))
 
 
 @contextmanager

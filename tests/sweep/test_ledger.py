@@ -9,7 +9,6 @@ from made_runs import Add
 
 from mnist_lit.errors import UserError
 from mnist_lit.sweep import ledger
-from mnist_lit.sweep.progress import ProgressLines
 
 
 def test_jobs_that_end_between_two_looks_are_counted_one_by_one(
@@ -19,7 +18,7 @@ def test_jobs_that_end_between_two_looks_are_counted_one_by_one(
     failed = add(seed=3, status="failed", name="seed=3", fit_seconds=6.0) / "result.json"  # by an earlier call
     os.utime(failed, ns=(0, 0))
     ledger.register(sweep_dir, ["seed"], {}, jobs)
-    lines = ProgressLines(sweep_dir)
+    lines = ledger.ProgressLines(sweep_dir)
     began = (sweep_dir / ledger.BEGAN).stat().st_mtime_ns
     for order, seed in enumerate((2, 0, 1), start=1):
         end = began + order * 10 * 10**9  # a job every ten seconds, whatever each has spent on its fit
