@@ -155,7 +155,8 @@ def _only_digit(ink: Ink, mask: Mask) -> Ink:
         raise UserError(f"{is_digit.sum()} digits that lie apart: cut them into pictures of their own")
     digit, side = groups == is_digit.argmax() + 1, sides[is_digit.argmax()]
     rows, columns = ndimage.find_objects(digit.astype(int))[0]
-    _check_strokes(digit, side)
+    if np.count_nonzero(digit) > MOST_INK * side**2 or edge_of(digit).mean() > ALONG_EDGE:
+        raise UserError("a filled area or a frame where strokes should be: cut the picture to the digit and its paper")
     # With the paler rim that belongs to it.
     rim = max(round(side / 2 / BOX), 1)
     around = tuple(slice(max(part.start - 2 * rim, 0), part.stop + 2 * rim) for part in (rows, columns))
@@ -167,12 +168,6 @@ def _only_digit(ink: Ink, mask: Mask) -> Ink:
     if (growth := round((THINNEST_STROKE - width) * side / BOX)) > 0:
         ink = ndimage.maximum_filter(np.pad(ink, growth), size=growth + 1)
     return ink
-
-
-def _check_strokes(digit: Mask, side: int) -> None:
-    """Raise UserError for a mark [H, W], its longer side given, that is rather a sheet, a desk or a frame."""
-    if np.count_nonzero(digit) > MOST_INK * side**2 or edge_of(digit).mean() > ALONG_EDGE:
-        raise UserError("a filled area or a frame where strokes should be: cut the picture to the digit and its paper")
 
 
 def _scaled(ink: Ink) -> Ink:
