@@ -254,12 +254,7 @@ def _show(result: Result, run: "Run", cfg: DictConfig) -> None:
     if run.stopped_early:
         rows.append(("stopped", run.stopped_early))
     if result.images_per_second:
-        rows.append(
-            (
-                "fit",
-                f"{result.fit_seconds:.1f} s, {result.images_per_second:,.0f} images/s on {result.device}",
-            )
-        )
+        rows.append(("fit", f"{result.fit_seconds:.1f} s, {result.images_per_second:,.0f} images/s on {result.device}"))
     losses = [loss for _, loss in result.history["train/loss"]]
     is_same_batch = cfg.trainer.get("overfit_batches") and not cfg.model.get("dropout") and not cfg.augmentation
     if is_same_batch and result.status == "finished" and len(losses) > 1:
