@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mnist_lit.data.dataset import Batch, ImageDataset, ResumableLoader, stratified_indices
-from mnist_lit.data.sources import SAMPLE, SAMPLE_DIR, Source, check_source, load, prepare
+from mnist_lit.data.sources import SAMPLE, SAMPLE_DIR, Source, load, prepare
 from mnist_lit.errors import UserError
 
 
@@ -65,7 +65,6 @@ class MNISTDataModule(L.LightningDataModule):
                 raise ValueError(f"{key} must be at least 0{'' if value < 0 else ' and below 2**63'}, got {value}")
         if not (0 < std < math.inf and math.isfinite(mean)):
             raise ValueError(f"std must be above 0, and mean a number: got {std} and {mean}")
-        check_source(name, fetch_from, npm_package)
         self.source = Source(
             name=name,
             root=Path(root),

