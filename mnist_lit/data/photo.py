@@ -50,10 +50,6 @@ def read(path: Path) -> Pixels:
         raise UserError(str(error)) from error
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError("not a picture, or a damaged one") from error
-    return _pixels(image)
-
-
-def _pixels(image: Image.Image) -> Pixels:
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     elif image.mode in ("I", "F"):
