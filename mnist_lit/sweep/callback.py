@@ -59,13 +59,11 @@ class SweepCallback(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write and print the report, name the failures, and exit with 1 if there are any."""
         try:
-            num_failed = self._sum_up(config)
+            self._sum_up(config)
         except Exception as error:
             messages.tell_and_exit(error)
-        if num_failed:
-            sys.exit(1)
 
-    def _sum_up(self, config: DictConfig) -> int:
+    def _sum_up(self, config: DictConfig) -> None:
         from mnist_lit.sweep.report import write_report
 
         folder = Path(config.hydra.sweep.dir)
@@ -82,7 +80,8 @@ class SweepCallback(Callback):
         for name, reason in failed.items():
             earlier = "" if self.names is None or name in self.names else " (of an earlier command)"
             print(f"failed: {name}: {reason}{earlier}", file=sys.stderr)
-        return len(failed.keys() if self.names is None else failed.keys() & self.names)
+        if failed if self.names is None else failed.keys() & self.names:
+            sys.exit(1)
 
     def _failure(self, run_dir: Path) -> str | None:
         """Return why a job failed; None if it did not, is at work in another process, or was left out."""
