@@ -64,7 +64,24 @@ def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
     # Fills fresh memory with NaN under `trainer.deterministic`, 150 us a step, to expose kernels that read
     # memory they have not written; the results are deterministic without it.
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    config, datamodule, module = preflight(cfg)
+    config = check(cfg)
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    augmentation = build_part("augmentation", cfg.augmentation) if cfg.augmentation else None
+    if augmentation is not None:
+        _check_augmentation(augmentation)
+    datamodule: MNISTDataModule = build_part("data", cfg.data, augmentation=augmentation)
+    module = Classifier(
+        model=build_part("model", cfg.model),
+        loss=build_part("loss", cfg.loss),
+        optimizer=build_part("optimizer", cfg.optimizer),
+        scheduler=build_part("scheduler", cfg.scheduler) if cfg.scheduler else None,
+        num_classes=len(datamodule.class_names),
+    )
+    _check_optimizer_and_scheduler(module)
+    module.eval()  # what learns from the images it sees shall not see black ones
+    with torch.no_grad():
+        _check_shapes(module, len(datamodule.class_names))
+    module.train()
     # Kept in every checkpoint, so that it knows how to rebuild its network; plain data, so that loading
     # it executes nothing.
     module.save_hyperparameters(config)
@@ -137,33 +154,6 @@ def build_job(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
             "process would start the whole sweep again; set trainer.devices=1, or run the jobs singly"
         )
     return run
-
-
-def preflight(cfg: DictConfig) -> tuple[dict[str, Any], MNISTDataModule, Classifier]:
-    """Check the configuration, and build from it what shows whether its values are in range.
-
-    Returns the resolved configuration, the data module (no file is touched yet) and the module, with weights
-    drawn after seeding everything with `seed`. Raises UserError as `build` does.
-    """
-    config = check(cfg)
-    L.seed_everything(cfg.seed, workers=True, verbose=False)
-    augmentation = build_part("augmentation", cfg.augmentation) if cfg.augmentation else None
-    if augmentation is not None:
-        _check_augmentation(augmentation)
-    datamodule: MNISTDataModule = build_part("data", cfg.data, augmentation=augmentation)
-    module = Classifier(
-        model=build_part("model", cfg.model),
-        loss=build_part("loss", cfg.loss),
-        optimizer=build_part("optimizer", cfg.optimizer),
-        scheduler=build_part("scheduler", cfg.scheduler) if cfg.scheduler else None,
-        num_classes=len(datamodule.class_names),
-    )
-    _check_optimizer_and_scheduler(module)
-    module.eval()  # what learns from the images it sees shall not see black ones
-    with torch.no_grad():
-        _check_shapes(module, len(datamodule.class_names))
-    module.train()
-    return config, datamodule, module
 
 
 def _check_augmentation(augmentation: Callable[[Tensor], Tensor]) -> None:

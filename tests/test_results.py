@@ -77,6 +77,6 @@ def test_every_search_has_its_report(results: Any) -> None:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiment_can_be_built(experiment: str, make_config: Compose) -> None:
     config = make_config(f"experiment={experiment}", sample=False)
-    _, datamodule, module = build.preflight(config)
-    assert datamodule.val_size == 0
-    assert sum(parameter.numel() for parameter in module.parameters()) > 200_000
+    run = build.build(config)
+    assert run.datamodule.val_size == 0
+    assert sum(parameter.numel() for parameter in run.module.parameters()) > 200_000

@@ -9,7 +9,7 @@ from conftest import Compose, Train
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
-from mnist_lit.build import preflight
+from mnist_lit.build import build
 from mnist_lit.errors import UserError
 
 
@@ -81,7 +81,7 @@ def test_a_schedule_may_go_by_a_metric(train_run: Train) -> None:
 )
 def test_a_schedule_goes_by_the_good_end_of_a_metric(make_config: Compose, monitor: str, mode: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        preflight(make_config("scheduler=plateau", f"scheduler.monitor={monitor}", f"scheduler.scheduler.mode={mode}"))
+        build(make_config("scheduler=plateau", f"scheduler.monitor={monitor}", f"scheduler.scheduler.mode={mode}"))
 
 
 def test_a_schedule_may_span_a_number_of_steps(train_run: Train) -> None:
