@@ -4,7 +4,6 @@ Every file is verified before it is used, and a fetch is atomic: files are verif
 beside their place, then moved in. Processes that start together wait for one lock and fetch once.
 """
 
-import http.client
 import logging
 import re
 import shutil
@@ -12,7 +11,6 @@ import socket
 import subprocess
 import tarfile
 import tempfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -38,19 +36,6 @@ SAMPLE, SAMPLE_DIR = "pkg://mnist_lit/data/sample", Path(__file__).parent / "sam
 
 STALL_SECONDS = 15  # a mirror that sends nothing for so long is given up
 NPM_SECONDS = 300  # for 11.5 MB
-
-# What keeps one source from being used, but not the next. torchvision raises RuntimeError; urllib and socket
-# raise OSErrors, but HTTPException for an answer that is not HTTP; the last three are a damaged package's.
-FETCH_ERRORS = (
-    UserError,
-    RuntimeError,
-    OSError,
-    http.client.HTTPException,
-    subprocess.SubprocessError,
-    tarfile.TarError,
-    EOFError,
-    zlib.error,
-)
 
 
 @dataclass(frozen=True)
@@ -187,7 +172,7 @@ def _fetch(source: Source, problems: Mapping[str, str]) -> None:
                 fetched = replace(source, source_dir=FETCHERS[fetcher](source, Path(staging)))
                 if damaged := fetched.problems():
                     raise UserError(next(iter(damaged.values())))
-            except FETCH_ERRORS as error:
+            except Exception as error:  # whatever a network, a mirror, npm or a damaged package makes libraries raise
                 attempts.append(f"{fetcher}: {' '.join(str(error).split())}")
                 continue
             for file in problems:
