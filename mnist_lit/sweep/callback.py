@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,7 @@ class SweepCallback(Callback):
     """
 
     def __init__(self) -> None:
-        self.alone: filelock.FileLock | None = None
-        self.lines: ledger.ProgressLines | None = None
+        self.at_end = ExitStack()
         self.names: set[str] | None = None  # of this command's jobs; None: all that there are, a search's
 
     def __getstate__(self) -> dict[str, Any]:
@@ -67,10 +67,7 @@ class SweepCallback(Callback):
         from mnist_lit.sweep.report import write_report
 
         folder = Path(config.hydra.sweep.dir)
-        if self.lines is not None:
-            self.lines.stop()
-        if self.alone is not None:
-            self.alone.release()
+        self.at_end.close()
         jobs = ledger.read_jobs(folder)
         try:
             print(write_report([folder / job.name for job in jobs], folder))
@@ -118,8 +115,9 @@ class SweepCallback(Callback):
             self._prepare_search(config, loader, overrides, keys, told)
         if config.hydra.launcher._target_ != IN_PROCESS:
             adapt_ray(config.hydra.launcher)
-            self.lines = ledger.ProgressLines(Path(config.hydra.sweep.dir))
-            self.lines.start()
+            lines = ledger.ProgressLines(Path(config.hydra.sweep.dir))
+            lines.start()
+            self.at_end.callback(lines.stop)
 
     def _prepare_grid(
         self, config: DictConfig, loader: JobLoader, overrides: list[Override], keys: list[str], told: str
@@ -179,9 +177,8 @@ class SweepCallback(Callback):
             sys.exit(0)
         check.data()
         folder.mkdir(parents=True, exist_ok=True)
-        self.alone = filelock.FileLock(folder / ".search.lock", timeout=0)
         try:
-            self.alone.acquire()
+            self.at_end.enter_context(filelock.FileLock(folder / ".search.lock", timeout=0))
         except filelock.Timeout:
             raise UserError(f"{folder}: another process searches there; wait for it, or choose a sweep.name") from None
         if OPTUNA in sweeper._target_ and sweeper.storage and sweeper.study_name:
