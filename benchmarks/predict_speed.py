@@ -20,9 +20,9 @@ from PIL import Image, ImageOps
 from train_speed import experiment, machine
 
 from mnist_lit import answers
-from mnist_lit.data import album
 from mnist_lit.data.idx import read_idx
 from mnist_lit.data.sources import SAMPLE_DIR, TRAIN_IMAGES
+from mnist_lit.photos import album
 from mnist_lit.predictor import Predictor
 
 

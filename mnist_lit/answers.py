@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mnist_lit.data.photo import Pixels
+from mnist_lit.photos.photo import Pixels
 from mnist_lit.predictor import Predictor
 from mnist_lit.result import write_atomically
 

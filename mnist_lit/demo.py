@@ -11,7 +11,7 @@ def main() -> None:
 def demo(*, ckpt: str, port: int, trusted: list[str]) -> None:
     """Serve the page until Ctrl-C."""
     from mnist_lit.checkpoint import read_checkpoint
-    from mnist_lit.data.photo import preparation
+    from mnist_lit.photos.photo import preparation
     from mnist_lit.server import Server
 
     checkpoint = read_checkpoint(ckpt)

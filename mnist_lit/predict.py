@@ -33,7 +33,7 @@ def predict(
     """
     from mnist_lit import answers, pictures
     from mnist_lit.checkpoint import read_checkpoint
-    from mnist_lit.data import album, photo
+    from mnist_lit.photos import album, photo
 
     for key, value in {"batch_size": batch_size, "num_images": num_images}.items():
         if value < 1:

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folders = find_folders(options.folders)
         output = options.output or common_folder(folders)
         # Here, so that --help and refusals come at once.
-        from mnist_lit.sweep.report import write_report
+        from mnist_lit.reports.report import write_report
 
         print(write_report(folders, output, metric=options.metric))
     except UserError as error:

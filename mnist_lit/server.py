@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mnist_lit.data.photo import Pixels, prepare
 from mnist_lit.errors import UserError, in_one_line
+from mnist_lit.photos.photo import Pixels, prepare
 from mnist_lit.predictor import Predictor
 
 PAGE = Path(__file__).with_name("page.html")

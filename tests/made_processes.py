@@ -20,7 +20,7 @@ from mnist_lit.module import Classifier
 from mnist_lit.train import main
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["mnist_lit.sweep.preloaded", "mnist_lit.train", "mnist_lit.sweep.report"])
+_CONTEXT.set_forkserver_preload(["mnist_lit.sweep.preloaded", "mnist_lit.train", "mnist_lit.reports.report"])
 MAX_SECONDS = 200  # many times what one of them takes
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from mnist_lit.reports.charts import draw_charts
+from mnist_lit.reports.ranking import Summary, summarise
+from mnist_lit.reports.runs import read_runs
+from mnist_lit.reports.sentences import warnings
 from mnist_lit.result import Result
-from mnist_lit.sweep.charts import draw_charts
-from mnist_lit.sweep.ranking import Summary, summarise
-from mnist_lit.sweep.runs import read_runs
-from mnist_lit.sweep.sentences import warnings
 
 Add = Callable[..., Path]
 
@@ -37,7 +37,7 @@ def add(sweep_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Add:
     # `Result.write` asks the installed packages and git, 10 ms a run; drawing takes half a second a report.
     monkeypatch.setattr("mnist_lit.result.versions", lambda: {"python": "3.11.7", "torch": "2.14.1"})
     monkeypatch.setattr("mnist_lit.result.git_commit", lambda: "0123abc")
-    monkeypatch.setattr("mnist_lit.sweep.report.draw_charts", lambda summary: {})
+    monkeypatch.setattr("mnist_lit.reports.report.draw_charts", lambda summary: {})
 
     def add_run(
         *overrides: str, acc: float | None = None, seed: int = 0, status: str = "finished", **more: Any
@@ -67,7 +67,7 @@ def add(sweep_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Add:
 
 @pytest.fixture
 def with_charts(add: Add, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mnist_lit.sweep.report.draw_charts", draw_charts)
+    monkeypatch.setattr("mnist_lit.reports.report.draw_charts", draw_charts)
 
 
 @pytest.fixture

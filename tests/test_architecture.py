@@ -83,18 +83,18 @@ def test_leaf_is_built_and_builds_nothing(module: str) -> None:
         ("data.idx", {"mnist_lit.errors"}),
         ("data.dataset", set()),
         ("data.augmentation", set()),
-        ("data.ink", {"mnist_lit.errors"}),
-        ("data.sheet", {"mnist_lit.data.ink", "mnist_lit.errors"}),
-        ("data.photo", {"mnist_lit.errors", "mnist_lit.data.ink", "mnist_lit.data.sheet"}),
-        ("data.album", {"mnist_lit.errors", "mnist_lit.data"}),
+        ("photos.ink", {"mnist_lit.errors"}),
+        ("photos.sheet", {"mnist_lit.photos.ink", "mnist_lit.errors"}),
+        ("photos.photo", {"mnist_lit.errors", "mnist_lit.photos.ink", "mnist_lit.photos.sheet"}),
+        ("photos.album", {"mnist_lit.errors", "mnist_lit.photos"}),
         ("data.sources", {"mnist_lit.errors", "mnist_lit.data.idx"}),
         ("module", {"mnist_lit.errors", "mnist_lit.data.dataset"}),
-        ("sweep.notation", set()),
-        ("sweep.comparison", set()),
-        ("sweep.runs", {"mnist_lit.errors", "mnist_lit.result", "mnist_lit.sweep.notation"}),
+        ("reports.notation", set()),
+        ("reports.comparison", set()),
+        ("reports.runs", {"mnist_lit.errors", "mnist_lit.result", "mnist_lit.reports.notation"}),
         ("predictor", {"mnist_lit.errors"}),
         ("formats", {"mnist_lit.errors", "mnist_lit.predictor"}),
-        ("server", {"mnist_lit.errors", "mnist_lit.predictor", "mnist_lit.data.photo"}),
+        ("server", {"mnist_lit.errors", "mnist_lit.predictor", "mnist_lit.photos.photo"}),
     ],
 )
 def test_what_reads_alone_imports_little_of_ours(module: str, allowed: set[str]) -> None:
@@ -107,7 +107,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         module: {names.get(name) or names.get(name.rpartition(".")[0], "elsewhere") for name in imports(path)}
         for module, path in MODULES.items()
     }
-    assert "sweep.ranking" in arrows["sweep.report"]
+    assert "reports.ranking" in arrows["reports.report"]
     TopologicalSorter(arrows).prepare()  # raises CycleError, which names the circle
 
 

@@ -136,13 +136,13 @@ def test_version_is_ours(main: Main) -> None:
 
 CLOSED_PIPE = """
 import importlib, sys
-import mnist_lit.sweep.report
+import mnist_lit.reports.report
 
 def write_report(*args, **kwargs):
     print("a report")
     raise BrokenPipeError
 
-mnist_lit.sweep.report.write_report = write_report
+mnist_lit.reports.report.write_report = write_report
 importlib.import_module("mnist_lit." + sys.argv[0]).main()
 """
 

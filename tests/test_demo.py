@@ -15,9 +15,9 @@ from torch import Tensor
 
 from mnist_lit import server as serving
 from mnist_lit.data.idx import read_idx
-from mnist_lit.data.photo import as_whole, prepare
 from mnist_lit.data.sources import SAMPLE_DIR, TEST_IMAGES
 from mnist_lit.errors import UserError
+from mnist_lit.photos.photo import as_whole, prepare
 from mnist_lit.predictor import Predictor
 from mnist_lit.server import MAX_BODY_BYTES, PAGE, Server
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from mnist_lit.data.photo import Pixels, prepare
 from mnist_lit.errors import UserError
+from mnist_lit.photos.photo import Pixels, prepare
 from mnist_lit.predictor import Predictor
 from mnist_lit.server import Server
 

@@ -17,11 +17,11 @@ from PIL import Image
 
 from mnist_lit import answers, composition, pictures
 from mnist_lit.checkpoint import read_checkpoint
-from mnist_lit.data import album
 from mnist_lit.data.idx import read_idx
-from mnist_lit.data.photo import Pixels, prepare
 from mnist_lit.data.sources import SAMPLE_DIR, TEST_IMAGES, TEST_LABELS
 from mnist_lit.errors import UserError
+from mnist_lit.photos import album
+from mnist_lit.photos.photo import Pixels, prepare
 from mnist_lit.pictures import draw_images
 from mnist_lit.predictor import Predictor
 

@@ -1,1 +1,1 @@
-"""Sweeps: what their folders are called, which jobs are done, and what they found."""
+"""Sweeps: what their folders are called, which jobs are done, and which are left."""

@@ -64,7 +64,7 @@ class SweepCallback(Callback):
             messages.tell_and_exit(error)
 
     def _sum_up(self, config: DictConfig) -> None:
-        from mnist_lit.sweep.report import write_report
+        from mnist_lit.reports.report import write_report
 
         folder = Path(config.hydra.sweep.dir)
         self.at_end.close()

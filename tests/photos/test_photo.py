@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw
 from PIL.ImageFilter import GaussianBlur, MaxFilter
 
 from mnist_lit.data.idx import read_idx
-from mnist_lit.data.photo import BOX, CENTRE, SIZE, Pixels, as_whole, is_prepared, preparation, prepare, read
 from mnist_lit.data.sources import SAMPLE_DIR, TEST_IMAGES
 from mnist_lit.errors import UserError
+from mnist_lit.photos.photo import BOX, CENTRE, SIZE, Pixels, as_whole, is_prepared, preparation, prepare, read
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image, ImageOps
 from scipy import ndimage
 
-from mnist_lit.data.ink import BLANK, MIN_CONTRAST, Ink, Mask, edge_of, longest_side, tell_ink
-from mnist_lit.data.sheet import cut_out_sheet
 from mnist_lit.errors import UserError
+from mnist_lit.photos.ink import BLANK, MIN_CONTRAST, Ink, Mask, edge_of, longest_side, tell_ink
+from mnist_lit.photos.sheet import cut_out_sheet
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
-from mnist_lit.sweep import sentences
-from mnist_lit.sweep.charts import CAPTIONS
-from mnist_lit.sweep.contents import (
+from mnist_lit.reports import sentences
+from mnist_lit.reports.charts import CAPTIONS
+from mnist_lit.reports.contents import (
     Block,
     Chart,
     Heading,
@@ -21,9 +21,9 @@ from mnist_lit.sweep.contents import (
     test_scores_table,
     unfinished_table,
 )
+from mnist_lit.reports.notation import mean_and_sd
+from mnist_lit.reports.ranking import Summary
 from mnist_lit.sweep.identity import short_keys
-from mnist_lit.sweep.notation import mean_and_sd
-from mnist_lit.sweep.ranking import Summary
 
 MAX_ROWS_TERMINAL = 10
 STYLE = """

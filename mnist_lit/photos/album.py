@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mnist_lit.data import photo
 from mnist_lit.errors import UserError
+from mnist_lit.photos import photo
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from mnist_lit.reports import contents, pages
+from mnist_lit.reports.charts import CAPTIONS, draw_charts
+from mnist_lit.reports.notation import Value
+from mnist_lit.reports.ranking import Summary, summarise, swept_values
+from mnist_lit.reports.runs import is_test, metric_tags, read_runs
 from mnist_lit.result import write_atomically
-from mnist_lit.sweep import contents, pages
-from mnist_lit.sweep.charts import CAPTIONS, draw_charts
-from mnist_lit.sweep.notation import Value
-from mnist_lit.sweep.ranking import Summary, summarise, swept_values
-from mnist_lit.sweep.runs import is_test, metric_tags, read_runs
 
 METRIC = "val/acc"
 

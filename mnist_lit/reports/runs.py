@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from mnist_lit.errors import UserError
+from mnist_lit.reports.notation import count
 from mnist_lit.result import FILE_NAME, SCHEMA_VERSION
-from mnist_lit.sweep.notation import count
 
 NEVER_ENDED, UNREADABLE = "never ended", "unreadable"
 # Overrides that make no setting: what tells repetitions apart, where files go, how the sweep itself works.

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from mnist_lit.errors import UserError
-from mnist_lit.sweep.comparison import are_equal, compare_with_best
+from mnist_lit.reports.comparison import are_equal, compare_with_best
+from mnist_lit.reports.notation import Value, cut, parsed, shown
+from mnist_lit.reports.runs import is_test, metric_tags, setting_of
 from mnist_lit.sweep.identity import short_keys
-from mnist_lit.sweep.notation import Value, cut, parsed, shown
-from mnist_lit.sweep.runs import is_test, metric_tags, setting_of
 
 Mode = Literal["max", "min"]
 

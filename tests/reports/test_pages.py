@@ -11,9 +11,9 @@ import pytest
 from made_runs import Add, cells_of_markdown, summary_of
 from matplotlib.image import imread
 
-from mnist_lit.sweep.charts import draw_charts, draw_curves, draw_effects, draw_heatmap, draw_times
-from mnist_lit.sweep.report import write_report
-from mnist_lit.sweep.runs import read_runs
+from mnist_lit.reports.charts import draw_charts, draw_curves, draw_effects, draw_heatmap, draw_times
+from mnist_lit.reports.report import write_report
+from mnist_lit.reports.runs import read_runs
 
 
 def test_all_failed_is_reported_without_a_ranking(add: Add, sweep_dir: Path) -> None:

@@ -18,8 +18,8 @@ from made_runs import (
 )
 
 from mnist_lit.errors import UserError
-from mnist_lit.sweep.charts import draw_heatmap
-from mnist_lit.sweep.report import write_report
+from mnist_lit.reports.charts import draw_heatmap
+from mnist_lit.reports.report import write_report
 
 
 def test_settings_are_ranked_by_their_mean_over_seeds(add: Add, sweep_dir: Path) -> None:

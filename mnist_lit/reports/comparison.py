@@ -20,7 +20,7 @@ def compare_with_best(settings: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFram
 
     Two settings of which most seeds are the same are compared by a paired t-test over these, others by Welch's; of
     several best ones with equal means, the one that is closest counts. Settings with a bad run or fewer than two
-    scores are not compared. Takes and returns columns of `mnist_lit.sweep.ranking.Summary`: `verdict`, `test`,
+    scores are not compared. Takes and returns columns of `mnist_lit.reports.ranking.Summary`: `verdict`, `test`,
     `num_scores` and `p_value` for each of `settings`.
 
     The best was chosen by these very numbers, for which `for_selection` corrects the p-values. With Holm's method

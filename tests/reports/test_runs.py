@@ -6,8 +6,8 @@ import pytest
 from made_runs import Add, cells_of_markdown
 
 from mnist_lit.errors import UserError
-from mnist_lit.sweep.report import write_report
-from mnist_lit.sweep.runs import parse_overrides, read_runs
+from mnist_lit.reports.report import write_report
+from mnist_lit.reports.runs import parse_overrides, read_runs
 
 
 def test_one_row_a_run_with_its_metrics_and_overrides(add: Add, sweep_dir: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from made_runs import Add, summary_of
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from mnist_lit.sweep.charts import COLOURS, GREY, draw_charts, draw_curves, draw_effects, draw_heatmap, draw_times
+from mnist_lit.reports.charts import COLOURS, GREY, draw_charts, draw_curves, draw_effects, draw_heatmap, draw_times
 
 
 def test_heatmap_shows_the_means_and_what_diverged(grid: Path) -> None:

@@ -13,8 +13,8 @@ from made_runs import Add, cells_of_markdown
 
 from mnist_lit import report as entry_point
 from mnist_lit.errors import UserError
+from mnist_lit.reports.report import write_report
 from mnist_lit.sweep import ledger
-from mnist_lit.sweep.report import write_report
 
 
 def test_the_folder_of_all_outputs_is_refused(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_csv_keeps_its_columns_where_nobody_wins(add: Add, sweep_dir: Path) -> N
 def test_second_report_replaces_the_first(grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for names in (["heatmap", "effects"], ["effects"]):
         charts = dict.fromkeys(names, b"picture")
-        monkeypatch.setattr("mnist_lit.sweep.report.draw_charts", lambda summary, charts=charts: charts)
+        monkeypatch.setattr("mnist_lit.reports.report.draw_charts", lambda summary, charts=charts: charts)
         write_report([grid], grid)
         assert sorted(path.stem for path in (grid / "figures").iterdir()) == sorted(names)
         assert re.findall(r"figures/(\w+)\.png", (grid / "report.md").read_text()) == sorted(names)
@@ -225,7 +225,7 @@ def test_ctrl_c_is_answered_in_one_word(
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mnist_lit.sweep.report.write_report", interrupted)
+    monkeypatch.setattr("mnist_lit.reports.report.write_report", interrupted)
     assert run_entry_point(str(grid)) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
@@ -236,7 +236,7 @@ def test_a_full_disk_is_told_with_the_folder(
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mnist_lit.sweep.report.write_report", full)
+    monkeypatch.setattr("mnist_lit.reports.report.write_report", full)
     assert run_entry_point(grid, "--output", "elsewhere") == 2
     assert capsys.readouterr().err == "error: No space left on device: elsewhere\n"
 

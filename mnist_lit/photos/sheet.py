@@ -5,8 +5,8 @@ from PIL import Image
 from scipy import ndimage
 from scipy.spatial import ConvexHull
 
-from mnist_lit.data.ink import MIN_CONTRAST, PAPER_SIDE, Ink, Mask, edge_of, longest_side, otsu_threshold, shrink
 from mnist_lit.errors import UserError
+from mnist_lit.photos.ink import MIN_CONTRAST, PAPER_SIDE, Ink, Mask, edge_of, longest_side, otsu_threshold, shrink
 
 # A sheet's shares of its convex hull and of the smallest rectangle around it: 0.96 and 0.88 were the least of sheets
 # turned by 0 to 45 degrees, seen from aside or cut off by the picture's edge. Ellipses, such as a filled "0", have

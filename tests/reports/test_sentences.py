@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from made_runs import BEST, FAR, Add, add_setting, cells_of_markdown, summary_of, warnings_of
 
-from mnist_lit.sweep.report import write_report
-from mnist_lit.sweep.sentences import warnings
+from mnist_lit.reports.report import write_report
+from mnist_lit.reports.sentences import warnings
 
 
 def test_equal_overrides_with_different_configurations_are_told(add: Add, sweep_dir: Path) -> None:

@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
-from mnist_lit.sweep.notation import cut, fixed, num_decimals, shown
-from mnist_lit.sweep.ranking import Summary
+from mnist_lit.reports.notation import cut, fixed, num_decimals, shown
+from mnist_lit.reports.ranking import Summary
 
 CAPTIONS = {
     "loss_curves": "Loss of every run: a colour for each of the first ranks, a line a seed, grey for the rest; dashed "

@@ -8,8 +8,8 @@ import pytest
 from made_runs import BEST, CLOSE, FAR, Add, add_setting, settings_of, summary_of, warnings_of
 from scipy import stats
 
-from mnist_lit.sweep.comparison import ALPHA, for_selection, least_effect, paired_p_value, welch_p_value
-from mnist_lit.sweep.report import write_report
+from mnist_lit.reports.comparison import ALPHA, for_selection, least_effect, paired_p_value, welch_p_value
+from mnist_lit.reports.report import write_report
 
 
 def test_welch_p_value_is_scipys() -> None:

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from mnist_lit.reports.comparison import ALPHA, least_effect
+from mnist_lit.reports.notation import count, duration, parsed, shown
+from mnist_lit.reports.ranking import ABSENT, Summary
+from mnist_lit.reports.runs import NEVER_ENDED, UNREADABLE
 from mnist_lit.result import FILE_NAME
-from mnist_lit.sweep.comparison import ALPHA, least_effect
 from mnist_lit.sweep.identity import DRAWN_NUMBER
-from mnist_lit.sweep.notation import count, duration, parsed, shown
-from mnist_lit.sweep.ranking import ABSENT, Summary
-from mnist_lit.sweep.runs import NEVER_ENDED, UNREADABLE
 
 # Overrides that may change which images a run is validated on.
 CHANGES_VAL_IMAGES = {
