@@ -19,7 +19,7 @@ FORMATS = (".csv", ".json")
 
 @dataclass(frozen=True)
 class Answer:
-    """The two likeliest classes of a picture with their probabilities; or the `error` that left it out."""
+    """The two likeliest classes of a picture with their probabilities, if above 0; or the `error` that left it out."""
 
     file: str
     digit: str | None = None
@@ -38,7 +38,8 @@ def answer(predictor: Predictor, images: Pixels, files: Sequence[Path], *, batch
             top = predictor(torch.from_numpy(np.ascontiguousarray(images[chosen]))).float().topk(2)
             for file, values, classes in zip(files[chosen], top.values.tolist(), top.indices.tolist(), strict=True):
                 first, second = (predictor.class_names[index] for index in classes)
-                answers.append(Answer(str(file), first, values[0], second, values[1]))
+                # Where all but one have no chance, none of them is the second.
+                answers.append(Answer(str(file), first, values[0], *((second, values[1]) if values[1] > 0 else ())))
     return answers
 
 
@@ -49,11 +50,8 @@ def to_table(answers: Sequence[Answer]) -> str:
     lines = [f"{'file':{width}}  {'digit':{classes}}  confidence  second guess"]
     for given in answers:
         assert given.confidence is not None
-        assert given.second_confidence is not None
-        lines.append(
-            f"{given.file:{width}}  {given.digit:{classes}}  {given.confidence:10.1%}  "
-            f"{given.second_guess} ({given.second_confidence:.1%})"
-        )
+        second = "-" if given.second_confidence is None else f"{given.second_guess} ({given.second_confidence:.1%})"
+        lines.append(f"{given.file:{width}}  {given.digit:{classes}}  {given.confidence:10.1%}  {second}")
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
+from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
@@ -35,6 +36,14 @@ OWN_STEP_HOOKS = (
 )
 
 
+class EpochLoop(_FitLoop):
+    """Lightning's loop over epochs, that goes on from the end of one whether or not there is a `max_steps`."""
+
+    def _iteration_based_training(self) -> bool:
+        # Else Lightning 2.6.6 takes an epoch whose end is in the checkpoint for unfinished, and leaves out others.
+        return False
+
+
 class StepLoop(_TrainingEpochLoop):
     """Makes each step as Lightning 2.6.6 does, to the same bits, but calls only the hooks that are overridden.
 
@@ -51,9 +60,10 @@ class StepLoop(_TrainingEpochLoop):
 
     @classmethod
     def install(cls, trainer: L.Trainer) -> None:
-        """Give the trainer this loop instead of its own."""
-        before = trainer.fit_loop.epoch_loop
-        trainer.fit_loop.epoch_loop = cls(trainer, min_steps=before.min_steps, max_steps=before.max_steps)
+        """Give the trainer this loop, and an EpochLoop around it, instead of its own."""
+        epochs, steps = trainer.fit_loop, trainer.fit_loop.epoch_loop
+        trainer.fit_loop = EpochLoop(trainer, min_epochs=epochs.min_epochs, max_epochs=epochs.max_epochs)
+        trainer.fit_loop.epoch_loop = cls(trainer, min_steps=steps.min_steps, max_steps=steps.max_steps)
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         """Find out who listens, and whether the steps are plain."""

@@ -65,7 +65,9 @@ class Classifier(L.LightningModule):
         self.eval_loss = MeanMetric(nan_strategy="disable")  # a NaN must show, not be left out
         self.eval_acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.plateau: ReduceLROnPlateau | None = None
-        self.plateau_state: dict[str, Any] | None = None  # of the run that is resumed
+        # Of the run that is resumed.
+        self.plateau_state: dict[str, Any] | None = None
+        self.accumulate_grad_batches: int | None = None
         self.images_seen = 0
         self.history: dict[str, list[tuple[int, float]]] = {}
         # Of the last step, until it is recorded: loss, learning rate, batch_idx, number of images. A list, since
@@ -128,6 +130,11 @@ class Classifier(L.LightningModule):
             for parameter in group["params"]:
                 parameter.grad = None
 
+    def on_train_start(self) -> None:
+        """Accumulate over as many batches as before a resume: a callback may have changed it when the epoch began."""
+        if self.accumulate_grad_batches is not None:
+            self.trainer.accumulate_grad_batches, self.accumulate_grad_batches = self.accumulate_grad_batches, None
+
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Every `log_every_n_steps` steps, log the scalars of training and look at the loss."""
         self._record_step()
@@ -148,6 +155,7 @@ class Classifier(L.LightningModule):
             # Tensors [points, 2], which take no longer to save as they grow; lists of points do.
             "history": {tag: torch.tensor(points, dtype=torch.float64) for tag, points in self.history.items()},
             "plateau": None if self.plateau is None else self.plateau.state_dict(),
+            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
             "rng_state": torch.get_rng_state(),
             "device_rng_state": {name: device.get_rng_state() for name, device in self._accelerator().items()},
         }
@@ -161,6 +169,7 @@ class Classifier(L.LightningModule):
             if name in checkpoint["progress"]["device_rng_state"]:  # else it was trained elsewhere
                 device.set_rng_state(checkpoint["progress"]["device_rng_state"][name])
         self.plateau_state = checkpoint["progress"].get("plateau")
+        self.accumulate_grad_batches = checkpoint["progress"].get("accumulate_grad_batches")
         self.images_seen = checkpoint["progress"]["images_seen"]
         self.history = {
             tag: [(int(step), value) for step, value in points.tolist()]

@@ -18,6 +18,7 @@ from mnist_lit.data import MNISTDataModule
 from mnist_lit.errors import DivergedError, UserError, in_one_line
 from mnist_lit.logger import Csv, TensorBoard
 from mnist_lit.module import Classifier
+from mnist_lit.notation import count
 from mnist_lit.result import Result, Status, config_hash, git_commit
 
 
@@ -183,7 +184,7 @@ class Run:
 
     def _device_name(self) -> str:
         device = self.trainer.strategy.root_device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else count(torch.get_num_threads(), "thread")
         return f"{self.trainer.world_size} x {device.type} ({name})"
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import typeguard
 
 from mnist_lit.errors import UserError
-from mnist_lit.reports.notation import parsed
+from mnist_lit.notation import parsed
 
 # What a node may hold for Hydra itself.
 HYDRAS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")

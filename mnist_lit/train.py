@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_lit import cli, messages, run_folder, startup
 from mnist_lit.errors import UserError, is_of_ctrl_c
+from mnist_lit.notation import count
 from mnist_lit.result import FILE_NAME, Result, config_hash, remove_scratch
 from mnist_lit.sweep import ledger
 
@@ -92,7 +93,7 @@ def _as_it_was(cfg: DictConfig) -> DictConfig:
                 "or start a new run"
             )
         if key == "trainer.max_epochs" and (saved.scheduler or {}).get("length_argument"):
-            told = f"this run's scheduler was laid out for {saved.trainer.max_epochs} epochs; start a new run"
+            told = f"this run's scheduler was laid out for {count(saved.trainer.max_epochs, 'epoch')}; start a new run"
             raise UserError(f"{override}: {told}")
         if key != "resume":
             OmegaConf.update(saved, key, OmegaConf.select(cfg, key))
@@ -120,7 +121,7 @@ def _checkpoint_of(run: "Run") -> Path | None:
         raise UserError(f"trainer.max_epochs={max_epochs}: the run is in its epoch {num_epochs} already")
     if num_epochs == max_epochs and is_finished:
         is_fixed = bool(run.module.scheduler and run.module.scheduler.length_argument)
-        log.info("nothing is left to train%s", "" if is_fixed else "; trainer.max_epochs=N goes on for longer")
+        log.info("nothing is left to train%s", "" if is_fixed else "; to go on for longer, add trainer.max_epochs=N")
     run.forget_after(checkpoint)
     return path
 

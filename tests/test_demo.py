@@ -100,7 +100,7 @@ def test_drawings_of_no_digits_are_seen_as_a_whole(
     assert main(f"ckpt={tmp_path / 'kuzushiji.ckpt'}", "port=0", module="demo").code == 0
     assert answered[0]["image"] == as_whole(strokes).tolist()
     # One of digits refuses them.
-    assert "2 digits that lie apart" in main(f"ckpt={trained.folder}", "port=0", module="demo").err
+    assert "2 marks that lie apart" in main(f"ckpt={trained.folder}", "port=0", module="demo").err
 
 
 def test_blank_drawing_is_told_so(server: Server) -> None:

@@ -134,7 +134,7 @@ def test_bad_files_are_named_and_the_others_are_done(
         "error: photos/blank.png: blank: no ink that stands out from the paper",
         "error: photos/cut.png: not a picture, or a damaged one",
         "error: photos/notes.txt: not a picture, or a damaged one",
-        "error: photos/two.png: 2 digits that lie apart: cut them into pictures of their own",
+        "error: photos/two.png: 2 marks that lie apart: if they are digits, cut each into a picture",
         "error: 4 of 6 files left out",
     ]
     records = json.loads((tmp_path / "new" / "answers.json").read_text(encoding="utf-8"))

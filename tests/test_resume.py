@@ -94,6 +94,19 @@ def test_killed_a_run_goes_on_from_its_last_epoch(step: int, whole: Path, tmp_pa
     assert_same(folder, whole)
 
 
+def test_a_limit_of_steps_and_steps_of_several_batches_change_nothing(tmp_path: Path) -> None:
+    """The first half of the run makes a step of each batch, the second of two."""
+    accumulation = "_target_:lightning.pytorch.callbacks.GradientAccumulationScheduler,scheduling:{1:2}"
+    settings = (*SETTINGS, "+trainer.max_steps=1000", f"+callbacks.accumulation={{{accumulation}}}")
+    assert exit_code(in_child(*settings, f"hydra.run.dir='{tmp_path}/whole'", folder=tmp_path)) == 0
+    folder = tmp_path / "run"
+    cut = in_child(*settings, f"hydra.run.dir='{folder}'", folder=tmp_path, step=17, number=signal.SIGKILL)
+    assert exit_code(cut) == -signal.SIGKILL
+    assert exit_code(in_child(f"resume={folder}", folder=tmp_path, step=20, number=signal.SIGTERM)) == 143
+    assert resume(folder) == 0
+    assert_same(folder, tmp_path / "whole")
+
+
 def test_killed_before_its_first_checkpoint_a_run_starts_anew(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert cut_off(folder, 5, signal.SIGKILL) == -signal.SIGKILL

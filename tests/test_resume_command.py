@@ -20,7 +20,7 @@ def test_a_finished_run_goes_on_for_more_epochs(main: Main, tmp_path: Path) -> N
     finished = read_result(tmp_path / "longer")["metrics"]
     again = main("resume=longer")
     assert (again.code, read_result(tmp_path / "longer")["metrics"]) == (0, finished)
-    assert "nothing is left to train; trainer.max_epochs=N goes on for longer" in again.out + again.err
+    assert "nothing is left to train; to go on for longer, add trainer.max_epochs=N" in again.out + again.err
     longer = main("resume=longer", "trainer.max_epochs=3")
     assert longer.code == 0
     assert "nothing is left" not in longer.out + longer.err

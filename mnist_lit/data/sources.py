@@ -174,6 +174,7 @@ def _fetch(source: Source, problems: Mapping[str, str]) -> None:
                     raise UserError(next(iter(damaged.values())))
             except Exception as error:  # whatever a network, a mirror, npm or a damaged package makes libraries raise
                 attempts.append(f"{fetcher}: {' '.join(str(error).split())}")
+                log.info("Not fetched from %s", attempts[-1])
                 continue
             for file in problems:
                 (fetched.folder / file).replace(source.folder / file)
@@ -181,7 +182,7 @@ def _fetch(source: Source, problems: Mapping[str, str]) -> None:
     raise UserError(
         f"{source.name} is not in {source.folder} and could not be fetched ({'; '.join(attempts) or 'nothing tried'}). "
         f"Three ways out: copy the files {', '.join(FILES)} to {source.folder}; or set data.source_dir=FOLDER "
-        "where they are (plain or .gz); or train on the packaged sample with data=sample"
+        "where they are (plain or .gz); or train on 2,500 packaged digits with data=sample"
     )
 
 

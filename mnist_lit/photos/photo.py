@@ -148,7 +148,7 @@ def _only_digit(ink: Ink, mask: Mask) -> Ink:
         inside = is_digit & ~np.isin(np.arange(1, len(sides) + 1), edge_of(groups))
         is_digit = inside if inside.any() else is_digit
     if is_digit.sum() > 1:
-        raise UserError(f"{is_digit.sum()} digits that lie apart: cut them into pictures of their own")
+        raise UserError(f"{is_digit.sum()} marks that lie apart: if they are digits, cut each into a picture")
     digit, side = groups == is_digit.argmax() + 1, sides[is_digit.argmax()]
     rows, columns = ndimage.find_objects(digit.astype(int))[0]
     if np.count_nonzero(digit) > MOST_INK * side**2 or edge_of(digit).mean() > ALONG_EDGE:

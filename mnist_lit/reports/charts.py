@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
-from mnist_lit.reports.notation import cut, fixed, num_decimals, shown
+from mnist_lit.notation import cut, fixed, num_decimals, shown
 from mnist_lit.reports.ranking import Summary
 
 CAPTIONS = {

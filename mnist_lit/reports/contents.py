@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from mnist_lit.notation import cut, fixed, mean_and_sd, num_decimals, plus_minus, shown
 from mnist_lit.reports import sentences
 from mnist_lit.reports.charts import CAPTIONS, MAX_VALUES
-from mnist_lit.reports.notation import cut, fixed, mean_and_sd, num_decimals, plus_minus, shown
 from mnist_lit.reports.ranking import Summary, swept_values, without_repetitions
 from mnist_lit.reports.runs import is_test, metric_tags, parse_overrides, setting_of
 from mnist_lit.sweep.identity import short_keys

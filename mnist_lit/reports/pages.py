@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
+from mnist_lit.notation import mean_and_sd
 from mnist_lit.reports import sentences
 from mnist_lit.reports.charts import CAPTIONS
 from mnist_lit.reports.contents import (
@@ -21,7 +22,6 @@ from mnist_lit.reports.contents import (
     test_scores_table,
     unfinished_table,
 )
-from mnist_lit.reports.notation import mean_and_sd
 from mnist_lit.reports.ranking import Summary
 from mnist_lit.sweep.identity import short_keys
 

@@ -3,14 +3,14 @@
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from mnist_lit.errors import UserError
+from mnist_lit.notation import Value, cut, parsed, shown
 from mnist_lit.reports.comparison import are_equal, compare_with_best
-from mnist_lit.reports.notation import Value, cut, parsed, shown
 from mnist_lit.reports.runs import is_test, metric_tags, setting_of
 from mnist_lit.sweep.identity import short_keys
 
@@ -137,17 +137,25 @@ def summarise(runs: pd.DataFrame, *, metric: str = "val/acc") -> Summary:
 def without_repetitions(runs: pd.DataFrame) -> pd.DataFrame:
     """Keep one of the runs that had the same configuration and seed: a finished one if there is one.
 
-    They are no further evidence: the same seed gives the same numbers.
+    They are no further evidence: the same seed gives the same numbers. So is one of equal numbers and values, which may
+    have been written in two ways, such as 1 and 1.0.
     """
-    identity = [
-        (run["run"],)
-        if run["overrides"] is None
-        else (run["config_hash"], run["seed"], *sorted(setting_of(run["overrides"]).items()))
-        for run in runs.to_dict("records")
-    ]
+    tags = metric_tags(runs)
+    configurations: list[tuple[Any, ...]] = []
+    numbers: list[tuple[Any, ...]] = []
+    for run in runs.to_dict("records"):
+        setting = sorted(setting_of(run["overrides"] or {}).items())
+        scores = [run[tag] for tag in tags if not math.isnan(run[tag])]
+        itself = (run["run"],)
+        configurations.append(itself if run["overrides"] is None else (run["config_hash"], run["seed"], *setting))
+        values = ((key, parsed(value)) for key, value in setting)
+        numbers.append((run["seed"], *values, *scores) if scores and run["status"] == "finished" else itself)
     finished_first = (runs["status"] != "finished").sort_values(kind="stable").index
-    repeated = pd.Series(identity, runs.index, dtype=object).loc[finished_first].duplicated()
-    return runs[~repeated.sort_index()]
+    repeated = [
+        pd.Series(identity, runs.index, dtype=object).loc[finished_first].duplicated().sort_index()
+        for identity in (configurations, numbers)
+    ]
+    return runs[~(repeated[0] | repeated[1])]
 
 
 def _scores(ended: pd.DataFrame, metric: str) -> "pd.Series[float]":

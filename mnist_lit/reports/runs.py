@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from mnist_lit.errors import UserError
-from mnist_lit.reports.notation import count
+from mnist_lit.notation import count
 from mnist_lit.result import FILE_NAME, SCHEMA_VERSION
 
 NEVER_ENDED, UNREADABLE = "never ended", "unreadable"

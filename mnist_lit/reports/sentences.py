@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from mnist_lit.notation import count, duration, parsed, shown
 from mnist_lit.reports.comparison import ALPHA, least_effect
-from mnist_lit.reports.notation import count, duration, parsed, shown
 from mnist_lit.reports.ranking import ABSENT, Summary
 from mnist_lit.reports.runs import NEVER_ENDED, UNREADABLE
 from mnist_lit.result import FILE_NAME

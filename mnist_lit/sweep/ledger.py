@@ -87,9 +87,10 @@ def check_is_same(folder: Path, keys: Sequence[str], settings: Mapping[str, Any]
         differences = [f"sweep {', '.join(ledger['keys'])}, not {', '.join(keys)}"]
     else:
         differences = [
-            f"have {key}={ledger['settings'].get(key)}, not {settings.get(key)}"
+            f"have {key}={_as_typed(ledger['settings'].get(key))}, not {_as_typed(settings.get(key))}"
             for key in sorted(ledger["settings"].keys() | settings.keys())
-            if ledger["settings"].get(key) != settings.get(key)
+            # 1 and 1.0 are one number, but one batch and all of them in trainer.limit_train_batches.
+            if repr(ledger["settings"].get(key)) != repr(settings.get(key))
         ]
         differences.sort(key=len)  # checksums last
     if differences:
@@ -100,6 +101,10 @@ def check_is_same(folder: Path, keys: Sequence[str], settings: Mapping[str, Any]
         raise UserError(
             f"sweep.name={folder.name}: the runs in {folder} {difference}; choose another sweep.name{otherwise}"
         )
+
+
+def _as_typed(value: Any) -> str:
+    return "null" if value is None else str(value)
 
 
 def enter(folder: Path, jobs: Sequence[Job]) -> None:
@@ -167,7 +172,8 @@ def progress_line(folder: Path, name: str) -> str:
     # By the clock, which knows how many jobs run at once and what each takes beside its fit.
     spent = [(end - began) / 1e9 for end in ends_until_now if end >= began]
     left = (num_jobs - num_ended) * max(spent) / len(spent) if spent else 0.0
-    return f"{num_ended}/{num_jobs}  {name}  {outcome}  {seconds:.1f} s  about {left:.0f} s left"
+    line = f"{num_ended}/{num_jobs}  {name}  {outcome}  {seconds:.1f} s"
+    return f"{line}  about {left:.0f} s left" if num_ended < num_jobs else line
 
 
 @cache

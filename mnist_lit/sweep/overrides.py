@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_lit.reports.notation import Value, parsed
+from mnist_lit.notation import Value, parsed
 from mnist_lit.result import flatten
 
 

@@ -129,7 +129,7 @@ def test_noise_is_no_ink() -> None:
 
 @pytest.mark.parametrize("text", ["12", "1 7", "305"])
 def test_digits_that_lie_apart_are_refused(text: str) -> None:
-    with pytest.raises(UserError, match=rf"^{len(text.replace(' ', ''))} digits that lie apart"):
+    with pytest.raises(UserError, match=rf"^{len(text.replace(' ', ''))} marks that lie apart"):
         prepare(255 - rendered(text))
 
 
@@ -268,7 +268,7 @@ def test_thick_strokes_are_no_sheet(margin: int) -> None:
 
 def test_two_digits_in_light_from_one_side_are_still_two() -> None:
     paper = 255 - rendered("3  5") * np.float64(0.8)
-    with pytest.raises(UserError, match=r"^2 digits that lie apart"):
+    with pytest.raises(UserError, match=r"^2 marks that lie apart"):
         prepare((paper * np.linspace(1, 0.4, paper.shape[1])).astype(np.uint8))
 
 

@@ -110,6 +110,17 @@ def test_values_that_are_no_numbers_work(add: Add, sweep_dir: Path) -> None:
     assert draw_heatmap(summary_of(sweep_dir)) is None
 
 
+def test_a_run_whose_values_are_written_in_two_ways_counts_once(add: Add, sweep_dir: Path) -> None:
+    ways = (("optimizer.lr=1", "model.activation=ReLU"), ("optimizer.lr=1.0", "model.activation='ReLU'"))
+    for overrides in ways:
+        for seed, acc in enumerate((0.9, 0.8)):
+            add(*overrides, acc=acc, seed=seed)
+    summary = summary_of(sweep_dir)
+    assert (list(summary.settings["n"]), summary.repetitions) == ([2], 2)
+    add("optimizer.lr=1.0", "model.activation=ReLU", acc=0.5, seed=0)  # of other numbers: something else is different
+    assert list(summary_of(sweep_dir).settings["n"]) == [3]
+
+
 def test_repeated_configuration_counts_once(add: Add, sweep_dir: Path) -> None:
     add("optimizer.lr=0.1", status="failed", name="a", error="OSError: full")
     add("optimizer.lr=0.1", acc=0.9, name="b")

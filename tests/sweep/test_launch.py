@@ -15,6 +15,7 @@ import pytest
 from made_sweeps import Sweep, results
 
 from mnist_lit.errors import UserError
+from mnist_lit.notation import count
 from mnist_lit.sweep import ledger, workers
 
 
@@ -237,7 +238,7 @@ def test_launchers_give_the_same_sweep(
             "dirpath=c": "finished",
         }
         num_threads = 1 if launcher != "joblib" else max(pytest.importorskip("joblib").cpu_count() // 2, 1)
-        assert found["dirpath=a"]["device"].endswith(f"({num_threads} threads)")
+        assert found["dirpath=a"]["device"].endswith(f"({count(num_threads, 'thread')})")
         assert sorted(line.split("  ")[1] for line in captured.out.splitlines() if "/4  " in line) == sorted(found)
         assert "failed: dirpath=file_x: " in captured.err
         assert "3 finished, 1 failed" in captured.out

@@ -38,10 +38,17 @@ def test_three_differences_are_named_and_the_rest_counted(sweep_dir: Path) -> No
     settings = {"data.source_dir": "sample", "seed": 0} | dict.fromkeys(checksums, "fedcba9876543210")
     with pytest.raises(UserError) as refusal:
         ledger.check_is_same(sweep_dir, ["seed"], settings)
-    first = f"sweep.name={sweep_dir.name}: the runs in {sweep_dir} have data.source_dir=None, not sample, "
+    first = f"sweep.name={sweep_dir.name}: the runs in {sweep_dir} have data.source_dir=null, not sample, "
     assert str(refusal.value).startswith(f"{first}have data.checksums.a=")
     assert "data.checksums.c" not in str(refusal.value)
     assert " and 1 more; choose another sweep.name" in str(refusal.value)
+
+
+def test_a_whole_number_is_not_taken_for_a_fraction(sweep_dir: Path) -> None:
+    ledger.register(sweep_dir, ["seed"], {"trainer.limit_train_batches": 1.0}, [])
+    ledger.check_is_same(sweep_dir, ["seed"], {"trainer.limit_train_batches": 1.0})
+    with pytest.raises(UserError, match=r"have trainer.limit_train_batches=1.0, not 1;"):  # all batches, or one
+        ledger.check_is_same(sweep_dir, ["seed"], {"trainer.limit_train_batches": 1})
 
 
 def test_each_result_is_read_once(add: Add, sweep_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

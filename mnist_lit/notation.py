@@ -13,11 +13,11 @@ Value = float | str  # of a swept key
 
 
 def parsed(text: str) -> Value:
-    """Return a finite number, or the text as it is."""
+    """Return a finite number, or the text as it is, without quotes around it."""
     try:
         number = float(text)
     except ValueError:
-        return text
+        return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
     return number if math.isfinite(number) else text
 
 
