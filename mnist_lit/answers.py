@@ -39,8 +39,16 @@ def answer(predictor: Predictor, images: Pixels, files: Sequence[Path], *, batch
             for file, values, classes in zip(files[chosen], top.values.tolist(), top.indices.tolist(), strict=True):
                 first, second = (predictor.class_names[index] for index in classes)
                 # Where all but one have no chance, none of them is the second.
-                answers.append(Answer(str(file), first, values[0], *((second, values[1]) if values[1] > 0 else ())))
+                guesses = (first, values[0], second, values[1]) if values[1] > 0 else (first, values[0])
+                answers.append(Answer(printable(file), *guesses))
     return answers
+
+
+def printable(path: Path) -> str:
+    """Return a path as text of one line; what a terminal could not show, or UTF-8 not hold, is escaped."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in str(path)
+    )
 
 
 def to_table(answers: Sequence[Answer]) -> str:

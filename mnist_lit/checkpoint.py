@@ -92,7 +92,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             "when loaded; use a checkpoint that mnist_lit.train has written"
         ) from error
     except Exception as error:  # damaged pickles raise whatever their bytes happen to say
-        raise UserError(f"{path}: damaged or no checkpoint: {in_one_line(error)}") from error
+        what = "it is TorchScript, a program" if "TorchScript" in str(error) else in_one_line(error)
+        raise UserError(f"{path}: damaged or no checkpoint: {what}") from error
     if (missing := _first_missing(content, CONTENT)) is not None:
         raise UserError(
             f"{path}: does not hold its configuration and weights ({missing} is missing or of another type); use a "

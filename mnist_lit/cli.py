@@ -142,16 +142,18 @@ def compose(config_name: str, overrides: Sequence[str], config_dir: Path | None 
         try:
             with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
                 return hydra.compose(config_name, list(overrides))
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(describe(error)) from None  # Hydra's own traceback has fifty lines
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+            raise UserError(describe(named(error, overrides))) from None  # Hydra's own traceback has fifty lines
         finally:
             restore_gh_from_backup(before)
 
 
 def _quoted(argument: str) -> str:
-    """Put the value of KEY=VALUE into quotes if KEY is one of PATHS."""
+    """Put the value of KEY=VALUE into quotes if KEY is one of PATHS; ~/ is the user's folder, whichever shell it is."""
     key, _, value = argument.partition("=")
-    if key not in PATHS or not value or value[0] in "'\"":
+    is_in_home = value.startswith("~/") and "," not in value
+    value = str(Path(value).expanduser()) if is_in_home else value
+    if not (is_in_home or key in PATHS) or not value or value[0] in "'\"":
         return argument
     return f"{key}={QuotedString(value, Quote.double).with_quotes()}"
 

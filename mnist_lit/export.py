@@ -38,6 +38,8 @@ def export(
     path = Path(output or _default_path(checkpoint.path).with_suffix(file_format.suffix))
     if path.suffix != file_format.suffix:
         raise UserError(f"output={path}: must end in {file_format.suffix}, as a file of format={format} does")
+    if path.is_dir():
+        raise UserError(f"output={path}: is a folder; name a file")
     predictor = checkpoint.predictor(trusted=trusted)
     datamodule = restore_data(checkpoint.config["data"], data, trusted=trusted)
     datamodule.prepare_data()

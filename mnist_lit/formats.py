@@ -57,6 +57,8 @@ def write_checked(predictor: Predictor, path: Path, file_format: Format, digits:
     They are sent through singly and all at once, as uint8 on the CPU. Returns the largest difference found; raises
     UserError if it is above TOLERANCE, or the network cannot be written and run. Then `path` is what it was before.
     """
+    if not predictor(digits).isfinite().all():
+        raise UserError(f"{path}: not written, since the network's probabilities are NaN: its training diverged")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         scratch = Path(folder) / path.name

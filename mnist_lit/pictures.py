@@ -10,6 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from mnist_lit.notation import cut
+
+MAX_NAME_LENGTH = 24  # of a class beside a picture that is to have room
 RIGHT, WRONG = "#222222", "#d62728"
 
 
@@ -103,6 +106,7 @@ def draw_reliability(bins: Sequence[tuple[float, float, int]], calibration_error
 def draw_confusion_matrix(confusion: np.ndarray[Any, Any], names: Sequence[str]) -> Figure:
     """Draw counts [C, C], row: the label, column: the prediction; colours show each row's shares."""
     figure = Figure(figsize=(6, 6), dpi=100)
+    names = [cut(name, MAX_NAME_LENGTH) for name in names]
     longest = max(map(len, names))
     margin = 0.08 + 0.013 * longest
     axes = figure.add_axes((margin, margin, 0.98 - margin, 0.98 - margin))

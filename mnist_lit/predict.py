@@ -46,7 +46,7 @@ def predict(
     predictor = checkpoint.predictor(trusted=trusted)
     photos = album.load(files, photo.preparation(checkpoint.config["data"].get("name", "MNIST")))
     given = answers.answer(predictor, photos.images, photos.files, batch_size=batch_size)
-    refused = [answers.Answer(str(file), error=reason) for file, reason in photos.refused.items()]
+    refused = [answers.Answer(answers.printable(file), error=reason) for file, reason in photos.refused.items()]
     answers.write(answers_file, [*given, *refused])
     if given:
         titles = [f"{_short(Path(one.file).stem)}\n{one.digit} {one.confidence:.0%}" for one in given[:num_images]]

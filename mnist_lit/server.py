@@ -19,6 +19,7 @@ PAGE = Path(__file__).with_name("page.html")
 
 # A drawing of 500 x 500 pixels as JSON.
 MAX_BODY_BYTES = 1_000_000
+MAX_SIDE = 1000  # to prepare one takes as much memory as a square of its longer side
 # What is read of a larger one, so that its sender hears the refusal instead of a broken connection.
 MAX_DRAINED_BYTES = 32_000_000
 # A connection that sends nothing for so long is closed.
@@ -170,6 +171,8 @@ def parse_image(body: bytes) -> Pixels:
         pixels = np.array(json.loads(body)["image"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise RequestError(HTTPStatus.BAD_REQUEST, 'the body must be JSON, {"image": rows of grey values}') from error
+    if max(pixels.shape, default=0) > MAX_SIDE:
+        raise RequestError(HTTPStatus.BAD_REQUEST, f"image: must have at most {MAX_SIDE} rows and columns")
     if pixels.ndim != 2 or pixels.size == 0 or pixels.dtype.kind != "i" or pixels.min() < 0 or pixels.max() > 255:
         raise RequestError(
             HTTPStatus.BAD_REQUEST, "image: must be rows of the same length, of whole numbers from 0 to 255"

@@ -232,7 +232,10 @@ def _execute(run: "Run", cfg: DictConfig, resume_from: Path | None) -> Result:
         remove_scratch(run.run_dir)
         run_folder.write_config(cfg, run.run_dir, run.overrides)
     try:
-        return run.execute(test=cfg.test, resume_from=resume_from)
+        result = run.execute(test=cfg.test, resume_from=resume_from)
+        scores = [f"{tag} {value:.4f}" for tag, value in sorted(result.metrics.items(), reverse=True)]
+        messages.file_log.info("%s: %s", result.status, result.error or ", ".join(scores))
+        return result
     except (KeyboardInterrupt, SystemExit) as end:  # Lightning turns Ctrl-C into an exit with code 1
         code = end.code if isinstance(end, SystemExit) and end.code != 1 else 130
         if HydraConfig.get().mode == RunMode.RUN:

@@ -30,7 +30,7 @@ def test_python_raises_what_the_command_line_prints(tmp_path: Path) -> None:
     script = """
 from mnist_lit import load_model, train
 from mnist_lit.errors import UserError
-words = ("optimizer.lrr=1", "optimizer.lr=abc", "data.batch_size=0", "optimizer=sdg", "resume=a")
+words = ("optimizer.lrr=1", "optimizer.lr=abc", "data.batch_size=0", "optimizer=sdg", "optimizer=null", "resume=a")
 words += ("hydra.run.dir=a", ["seed=1"])
 import hydra
 hydra.initialize_config_dir("/", version_base="1.3")  # the caller's own
@@ -59,6 +59,8 @@ except UserError as error:
         "optimizer.lr=abc: must be a number",
         "data.batch_size must be at least 1 and below 2147483648, got 0",
         "optimizer=sdg: no such option, there are adam, adamw, sgd; did you mean optimizer=sgd?",
+        "optimizer=null: no such option, there are adam, adamw, sgd; another is a file DIR/optimizer/NAME.yaml, and "
+        "--config-dir DIR",
         "resume=a: from Python, a run cannot go on; use python -m mnist_lit.train resume=a",
         "hydra.run.dir=a: not from Python, where run_dir= names the folder, config_dir= that of your options, "
         "and a loop makes a sweep",

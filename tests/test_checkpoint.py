@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import shutil
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -89,6 +90,13 @@ def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"{name}: refused, since it is no checkpoint, or holds more"):
             read_checkpoint(tmp_path / name)
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_program_is_refused_without_torchs_advice_to_run_it(tmp_path: Path) -> None:
+    with warnings.catch_warnings(action="ignore"):  # torch.jit is deprecated
+        torch.jit.script(torch.nn.Linear(1, 1)).save(tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"x\.pt: damaged or no checkpoint: it is TorchScript, a program$"):
+        read_checkpoint(tmp_path / "x.pt")
 
 
 def test_a_run_without_a_best_checkpoint_says_which_there_are(run_dir: Path, tmp_path: Path) -> None:

@@ -245,6 +245,27 @@ def test_folder_that_the_user_is_in_is_never_taken_away(
     assert (tmp_path / "empty" / "train.log").exists()
 
 
+def test_a_log_that_cannot_be_written_is_named(main: Main, tmp_path: Path) -> None:
+    (tmp_path / "run" / "train.log").mkdir(parents=True)
+    outcome = main("data=sample", "hydra.run.dir=run")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err == f"error: Is a directory: {tmp_path / 'run' / 'train.log'}\n"
+
+
+def test_the_users_folder_is_found_where_the_shell_does_not_write_it_out(
+    main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert main("ckpt=~/nowhere", module="evaluate").err.startswith(f"error: ckpt={tmp_path}/home/nowhere: no such")
+    outcome = main("data=sample", "data.source_dir=~/digits")
+    assert outcome.err.startswith(f"error: {tmp_path}/home/digits/train-images-idx3-ubyte is missing")
+    monkeypatch.setenv("MNIST_LIT_DATA", "~/data")
+    assert main("data.fetch_from=[]").err.startswith(f"error: MNIST is not in {tmp_path}/home/data/MNIST/raw")
+    monkeypatch.setenv("MNIST_LIT_DATA", "")
+    assert main("data.fetch_from=[]").err.startswith("error: data.root must name a folder, got an empty text")
+    assert not (tmp_path / "~").exists()
+
+
 @pytest.mark.parametrize("name", ["notes.txt", "server.log", "old/train.log"])
 def test_refused_run_removes_nothing_of_the_users(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "run"
@@ -259,6 +280,7 @@ def test_run_from_the_command_line_leaves_its_log(main: Main, tmp_path: Path) ->
     outcome = main("debug=fast", "callbacks.pictures=null", "logger=none")
     assert outcome.code == 0
     (log,) = tmp_path.glob("outputs/train/*/*/train.log")
-    (line,) = log.read_text(encoding="utf-8").splitlines()
+    line, end = log.read_text(encoding="utf-8").splitlines()
     assert re.match(r"\d{4}-\d\d-\d\d [\d:,]+ INFO mnist_lit.callbacks.progress: epoch 1/1  train/loss 0\.", line)
+    assert re.search(r"INFO mnist_lit.file_only: finished: val/loss 0\.\d{4}, val/acc .*, test/acc 0\.\d{4}$", end)
     assert outcome.err.splitlines() == [line.split(": ", 1)[1]]

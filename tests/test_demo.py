@@ -131,6 +131,7 @@ def test_blank_drawing_is_told_so(server: Server) -> None:
         b'{"image": [["1"]]}',
         b'{"image": [[true]]}',
         b'{"image": [[1e400]]}',
+        b'{"image": [[' + b"0," * 10_000 + b"255]]}",
         b'{"image": [[' + b"9" * 30 + b"]]}",
         b'{"image": ' + b"[" * 200_000,
     ],

@@ -68,6 +68,12 @@ def test_confusion_matrix_counts_labels_in_rows_and_predictions_in_columns() -> 
     assert np.asarray(image.get_array()) == pytest.approx(np.sqrt([[0.8, 0.2], [0.0, 1.0]]))
 
 
+def test_confusion_matrix_has_room_for_long_names() -> None:
+    figure = draw_confusion_matrix(np.eye(2), ["a", "b" * 100])
+    pixels(figure)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b" * 11 + "..." + "b" * 10]
+
+
 def test_confusion_matrix_takes_a_class_without_images() -> None:
     assert pixels(draw_confusion_matrix(np.array([[1, 0], [0, 0]]), ["0", "1"])).std() > 0
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,23 @@ def test_pictures_are_titled_by_file_and_answer(
     digit, confidence = seen[0].split("\n")[1].split()
     assert digit in "0123456789"
     assert confidence.endswith("%")
+
+
+def test_names_that_no_terminal_can_show_are_told_in_one_line(
+    main: Main, trained: Trained, photos: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = photos(a=rendered("3"))
+    for name in ("new\nline.png", "escape\x1b[31m.png", os.fsdecode(b"caf\xe9.png")):
+        (folder / name).write_bytes((folder / "a.png").read_bytes())
+    (folder / "no\npicture.png").touch()
+    outcome = main(f"ckpt={trained.folder}", "images=photos", "output=answers.csv", module="predict")
+    assert outcome.code == 2
+    assert outcome.err.splitlines()[0] == "error: photos/no\\npicture.png: not a picture, or a damaged one"
+    names = {line.split("  ")[0] for line in outcome.out.splitlines() if line.startswith("photos")}
+    expected = {"a.png", "new\\nline.png", "escape\\x1b[31m.png", "caf\\udce9.png"}
+    assert names == {f"photos/{name}" for name in expected}
+    with (tmp_path / "answers.csv").open(encoding="utf-8", newline="") as file:
+        assert {row["file"] for row in csv.DictReader(file) if not row["error"]} == names
 
 
 def test_bad_files_are_named_and_the_others_are_done(

@@ -63,11 +63,13 @@ class MNISTDataModule(L.LightningDataModule):
         }.items():
             if not 0 <= value < 2**63:
                 raise ValueError(f"{key} must be at least 0{'' if value < 0 else ' and below 2**63'}, got {value}")
+        if not root:
+            raise ValueError("root must name a folder, got an empty text; it may come from MNIST_LIT_DATA")
         if not (0 < std < math.inf and math.isfinite(mean)):
             raise ValueError(f"std must be above 0, and mean a number: got {std} and {mean}")
         self.source = Source(
             name=name,
-            root=Path(root),
+            root=Path(root).expanduser(),  # it may come from the environment
             source_dir=SAMPLE_DIR if source_dir == SAMPLE else Path(source_dir) if source_dir else None,
             fetch_from=tuple(fetch_from),
             npm_package=npm_package,

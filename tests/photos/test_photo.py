@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from made_digits import FONTS, rendered
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from PIL.ImageFilter import GaussianBlur, MaxFilter
 
 from mnist_lit.data.idx import read_idx
@@ -320,8 +320,25 @@ def test_pictures_are_turned_as_the_camera_says(tmp_path: Path) -> None:
     digit = Image.fromarray(rendered("7"))
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    exif[0x010F] = "a maker"
     digit.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "x.jpg", exif=exif, quality=95)
-    assert difference(prepare(read(tmp_path / "x.jpg")), prepare(np.asarray(digit))) < 3
+    content = (tmp_path / "x.jpg").read_bytes()
+    maker = content.index(b"\x01\x0f\x00\x02")
+    one_fraction = b"\x01\x0f\x00\x05\x00\x00\x00\x01"  # instead of a text of eight bytes
+    (tmp_path / "y.jpg").write_bytes(content[:maker] + one_fraction + content[maker + 8 :])
+    with Image.open(tmp_path / "y.jpg") as file, pytest.raises(AttributeError):
+        ImageOps.exif_transpose(file)
+    for name in ("x.jpg", "y.jpg"):
+        assert difference(prepare(read(tmp_path / name)), prepare(np.asarray(digit))) < 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_each_orientation_is_that_of_pillow(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(rendered("7")).save(tmp_path / "x.png", exif=exif)
+    with Image.open(tmp_path / "x.png") as file:
+        assert (read(tmp_path / "x.png") == np.asarray(ImageOps.exif_transpose(file))).all()
 
 
 def test_large_photos_are_reduced(tmp_path: Path) -> None:
