@@ -79,7 +79,7 @@ def test_leaf_is_built_and_builds_nothing(module: str) -> None:
         ("model", {"mnist_lit.linear"}),
         ("loss", set()),
         ("errors", set()),
-        ("pictures", set()),
+        ("pictures", {"mnist_lit.notation"}),
         ("data.idx", {"mnist_lit.errors"}),
         ("data.dataset", set()),
         ("data.augmentation", set()),

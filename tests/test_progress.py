@@ -111,7 +111,7 @@ def test_each_epoch_leaves_a_line_behind(train_run: Train, caplog: pytest.LogCap
 
 
 def test_a_line_has_nothing_of_another_epoch(train_run: Train, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="mnist_lit"):
+    with caplog.at_level(logging.INFO, logger="mnist_lit.callbacks.progress"):
         train_run("trainer.check_val_every_n_epoch=2", "trainer.log_every_n_steps=20", "test=false")
     names = [re.findall(r"  ([\w/]+) ", message) for message in caplog.messages]
     # In the first epoch nothing is measured, so it leaves none.
@@ -119,7 +119,7 @@ def test_a_line_has_nothing_of_another_epoch(train_run: Train, caplog: pytest.Lo
 
 
 def test_epochs_without_an_end_are_counted_alone(train_run: Train, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="mnist_lit"):
+    with caplog.at_level(logging.INFO, logger="mnist_lit.callbacks.progress"):
         train_run("trainer.max_epochs=-1", "+trainer.max_steps=20", "test=false")
     assert [message.split("  ")[0] for message in caplog.messages] == ["epoch 1", "epoch 2"]
 

@@ -293,4 +293,4 @@ def test_a_line_on_the_screen_for_all_that_counts(
 def test_logging_of_lightning_stays_off_the_screen(train_run: Train, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         train_run("debug=fast")
-    assert {record.name for record in caplog.records} == {"mnist_lit.callbacks.progress"}
+    assert {record.name for record in caplog.records} == {"mnist_lit.callbacks.progress", "mnist_lit.file_only"}
