@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mnist_lit.errors import UserError, is_stdout_closed
-from mnist_lit.sweep.ledger import LEDGER
+from mnist_lit.sweep.ledger import LEDGER, read_jobs
 
 DESCRIPTION = """\
 Say what a sweep found: settings ranked by validation with their spread over seeds, which of them cannot be
@@ -36,7 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Here, so that --help and refusals come at once.
         from mnist_lit.reports.report import write_report
 
-        print(write_report(folders, output, metric=options.metric))
+        not_begun = [
+            run_dir for folder in folders for job in read_jobs(folder) if not (run_dir := folder / job.name).exists()
+        ]
+        print(write_report([*folders, *not_begun], output, metric=options.metric))
     except UserError as error:
         sys.exit(_refuse(str(error)))
     except UnicodeEncodeError as error:

@@ -26,7 +26,7 @@ def read_runs(folders: Iterable[Path]) -> pd.DataFrame:
     that never began. Columns: `run` (path below the closest folder above all runs), the fields of
     `mnist_lit.result.Result` (`metrics` one column each, `measured` their names, also of those that were no numbers,
     `overrides` a dict, `arguments` the same as they were given), `git_commit` and `versions`.
-    A run without a result.json that can be read has the status "never ended" (killed, or still running) or
+    A run without a result.json that can be read has the status "never ended" (not begun, killed, or still running) or
     "unreadable", and hardly more.
 
     Raises UserError if none of the runs has ended.
@@ -106,7 +106,7 @@ def _read(folder: Path) -> dict[str, Any]:
             "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
         }
     except FileNotFoundError:
-        return nothing | {"status": NEVER_ENDED, "error": f"no {FILE_NAME}: killed, or still at work"}
+        return nothing | {"status": NEVER_ENDED, "error": f"no {FILE_NAME}: not begun, killed, or still at work"}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return nothing | {"status": UNREADABLE, "error": f"{FILE_NAME}: {type(error).__name__}: {error}"}
 

@@ -106,7 +106,7 @@ def counts(summary: Summary) -> str:
     num_settings = count(len(summary.settings), "setting")
     text = f"{num_settings}, {count(sum(statuses.values()), 'run')}: {ends}; {fitting} of fitting."
     if never_ended:
-        text += f" {count(never_ended, 'job')} without {FILE_NAME}: killed, or still running."
+        text += f" {count(never_ended, 'job')} without {FILE_NAME}: not begun, killed, or still running."
     if summary.repetitions:
         text += f" Left out: {count(summary.repetitions, 'run')} with the configuration and seed of another."
     return text

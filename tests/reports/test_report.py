@@ -164,6 +164,18 @@ def test_entry_point_writes_and_prints(
     assert all((grid / name).exists() for name in ("results.csv", "report.md", "report.html"))
 
 
+def test_jobs_of_a_sweep_that_have_not_begun_are_counted(
+    add: Add, sweep_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = add("optimizer.lr=0.1", acc=0.9).name
+    ledger.register(sweep_dir, ["optimizer.lr"], {}, [ledger.Job(name, [], "hash") for name in (begun, "lr=0.2")])
+    assert run_entry_point(sweep_dir) == 0
+    told = capsys.readouterr().out
+    assert "1 setting, 1 run: 1 finished" in told
+    assert "1 job without result.json: not begun, killed, or still running." in told
+    assert "lr=0.2" in (sweep_dir / "report.md").read_text()
+
+
 def test_glob_reports_into_the_folder_above_or_where_it_is_told(
     grid: Path, add: Add, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -105,7 +105,7 @@ def test_job_without_result_is_counted_as_never_ended(add: Add, sweep_dir: Path)
     never_began = sweep_dir / "lr=0.3"
     text = write_report([sweep_dir / "optimizer.lr=0.1,seed=0", sweep_dir / "lr=0.2", never_began], sweep_dir)
     assert "1 setting, 1 run: 1 finished" in text
-    assert "2 jobs without result.json: killed, or still running" in text
+    assert "2 jobs without result.json: not begun, killed, or still running" in text
     rows = cells_of_markdown((sweep_dir / "report.md").read_text(), "Runs that did not finish")[1:]
     assert [row[:2] for row in rows] == [["lr=0.2", "never ended"], ["lr=0.3", "never ended"]]
 
