@@ -259,13 +259,14 @@ def _show(result: Result, run: "Run", cfg: DictConfig) -> None:
         rows.append(("stopped", run.stopped_early))
     if result.images_per_second:
         rows.append(("fit", f"{result.fit_seconds:.1f} s, {result.images_per_second:,.0f} images/s on {result.device}"))
-    losses = [loss for _, loss in result.history["train/loss"]]
+    losses = result.history["train/loss"]
     is_same_batch = cfg.trainer.get("overfit_batches") and not cfg.model.get("dropout") and not cfg.augmentation
     if is_same_batch and result.status == "finished" and len(losses) > 1:
-        is_learnt = losses[-1] <= losses[0] / 30
+        (first_step, first), (_, last) = losses[0], losses[-1]
+        is_learnt = last <= first / 30
         too_little = f"too little at optimizer.lr={cfg.optimizer.get('lr')}: try others, then doubt network and loss"
         verdict = "the network can learn" if is_learnt else too_little
-        rows.append(("overfit", f"train/loss from {losses[0]:.2g} to {losses[-1]:.2g}: {verdict}"))
+        rows.append(("overfit", f"train/loss from {first:.2g} (step {first_step}) to {last:.2g}: {verdict}"))
     accuracy = result.metrics.get("test/acc", result.metrics.get("val/acc", 1.0))
     is_whole = result.status == "finished" and not cfg.trainer.get("limit_train_batches")
     if is_whole and accuracy < 1.2 / len(run.datamodule.class_names):

@@ -262,7 +262,10 @@ def test_debug_overfit_learns_one_batch_by_heart(
     losses = run.values("train/loss")
     assert losses[0] > 0.05
     assert (losses[-1] < 0.0005) == (verdict == "the network can learn")
-    assert f"overfit     train/loss from {losses[0]:.2g} to {losses[-1]:.2g}: {verdict}\n" in capsys.readouterr().out
+    assert (
+        f"overfit     train/loss from {losses[0]:.2g} (step 10) to {losses[-1]:.2g}: {verdict}\n"
+        in capsys.readouterr().out
+    )
 
 
 def test_debug_profile_leaves_a_table_of_hooks(train_run: Train, capsys: pytest.CaptureFixture[str]) -> None:
