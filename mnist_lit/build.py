@@ -1,6 +1,8 @@
 """From configuration to objects, checked before anything starts.
 
-What is built here takes plain arguments, and knows nothing of Hydra.
+`check` comes first: names and types (signatures.py), then ranges and combinations (configuration.py). `build` calls the
+constructors, which have checks of their own, and tries what they gave: shapes, the schedule, the augmentation. What is
+built here takes plain arguments, and knows nothing of Hydra.
 """
 
 import importlib.util
