@@ -1,7 +1,7 @@
 """Ending a fit between two steps when the user or the cluster asks for it.
 
-Elsewhere a Ctrl-C or SIGTERM ends the program at once, as long as it imports (startup.py), or raises: run.py then writes
-"interrupted" into the result, and train.py says how the run, or the sweep, goes on.
+Elsewhere a Ctrl-C or SIGTERM ends the program at once, as long as it imports (startup.py), or raises: run.py then
+writes "interrupted" into the result, and train.py says how the run, or the sweep, goes on.
 """
 
 import signal
