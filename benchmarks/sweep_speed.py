@@ -69,24 +69,30 @@ class Bench:
         for sweep in (old, young):
             os.mkfifo(self.folder / sweep)
 
+        path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+
         def start(sweep: str, other: str, first: int, *jobs: str) -> "subprocess.Popen[bytes]":
             turns = {"_target_": "turns.Turns", "first": first, "own": sweep, "other": other, "log": f"{sweep}.log"}
             words = [f"+hydra.callbacks.turns.{key}={value}" for key, value in turns.items()]
             return subprocess.Popen(
                 [*jobs, *words, f"+hydra.callbacks.turns.begins={sweep == young}"],
                 cwd=self.folder,
-                env=self.env() | {"PYTHONPATH": str(Path(__file__).parent)},
+                env=self.env() | {"PYTHONPATH": path},
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
 
         aged = start(old, young, self.num_jobs - self.span + 1, *self.many(old, self.num_lrs, self.seeds))
-        memory = {number: self.memory_after(number, old, aged) for number in (2, self.num_jobs - self.span)}
-        fresh = start(young, old, 2, *self.many(young, 1, self.span + 2))
-        memory[self.num_jobs] = self.memory_after(self.num_jobs, old, aged)
-        fresh.kill()  # waiting for a turn that will not come
-        fresh.wait()
-        assert aged.wait() == 0
+        processes = [aged]
+        try:
+            memory = {number: self.memory_after(number, old, aged) for number in (2, self.num_jobs - self.span)}
+            processes.append(start(young, old, 2, *self.many(young, 1, self.span + 2)))
+            memory[self.num_jobs] = self.memory_after(self.num_jobs, old, aged)
+            assert aged.wait() == 0
+        finally:  # the young one waits for a turn that will not come
+            for process in processes:
+                process.kill()
+                process.wait()
         last, first = ([float(line) for line in (self.folder / f"{sweep}.log").open()] for sweep in (old, young))
         assert len(last) == len(first) == self.span
         return sum(last) / sum(first), memory[self.num_jobs] - memory[2]
@@ -102,6 +108,7 @@ class Bench:
         """Return the median seconds from one job's end to the next's, less its own fit and a test without pictures."""
         paths = self.folder.glob("outputs/sweeps/many0/*/result.json")
         ended = sorted((path.stat().st_mtime, json.loads(path.read_text())["fit_seconds"]) for path in paths)
+        ended = ended[: -self.span]  # the last ones have waited for their turn
         beside_fit = statistics.median(end - before - fit for (before, _), (end, fit) in pairwise(ended))
         run = experiment(*self.job, "~callbacks.pictures", "logger=none")
         run.datamodule.prepare_data()

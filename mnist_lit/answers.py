@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from mnist_lit.predictor import Predictor
 from mnist_lit.result import write_atomically
 
 FORMATS = (".csv", ".json")
+ESCAPED = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories of controls, halves of characters, and ends of lines
 
 
 @dataclass(frozen=True)
@@ -40,32 +43,36 @@ def answer(predictor: Predictor, images: Pixels, files: Sequence[Path], *, batch
                 first, second = (predictor.class_names[index] for index in classes)
                 # Where all but one have no chance, none of them is the second.
                 guesses = (first, values[0], second, values[1]) if values[1] > 0 else (first, values[0])
-                answers.append(Answer(printable(file), *guesses))
+                answers.append(Answer(str(file), *guesses))
     return answers
 
 
-def printable(path: Path) -> str:
-    """Return a path as text of one line; what a terminal could not show, or UTF-8 not hold, is escaped."""
+def printable(path: str) -> str:
+    """Return a path as a terminal can show it, in one line: what controls it, or is no UTF-8, is escaped."""
     return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in str(path)
+        character.encode("unicode_escape").decode() if unicodedata.category(character) in ESCAPED else character
+        for character in path
     )
 
 
 def to_table(answers: Sequence[Answer]) -> str:
     """Return one line each, under a headline; confidences in percent."""
-    width = max([len("file"), *(len(answer.file) for answer in answers)])
+    names = [printable(answer.file) for answer in answers]
+    width = max(map(len, ["file", *names]))
     classes = max([len("digit"), *(len(answer.digit or "") for answer in answers)])
     lines = [f"{'file':{width}}  {'digit':{classes}}  confidence  second guess"]
-    for given in answers:
+    for name, given in zip(names, answers, strict=True):
         assert given.confidence is not None
         second = "-" if given.second_confidence is None else f"{given.second_guess} ({given.second_confidence:.1%})"
-        lines.append(f"{given.file:{width}}  {given.digit:{classes}}  {given.confidence:10.1%}  {second}")
+        lines.append(f"{name:{width}}  {given.digit:{classes}}  {given.confidence:10.1%}  {second}")
     return "\n".join(lines)
 
 
 def write(path: Path, answers: Sequence[Answer]) -> None:
     """Write one row, or one object, for each answer: CSV or JSON, as the name ends; whole or not at all."""
-    records = [asdict(answer) for answer in answers]
+    # The bytes of a name that is no UTF-8 are halves of characters in it.
+    names = [os.fsencode(answer.file).decode(errors="backslashreplace") for answer in answers]
+    records = [asdict(answer) | {"file": name} for answer, name in zip(answers, names, strict=True)]
     if path.suffix.lower() == ".json":
         text = json.dumps(records, indent=2, ensure_ascii=False) + "\n"
     else:

@@ -6,7 +6,7 @@ import sys
 import threading
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest.mock import patch
@@ -32,6 +32,7 @@ from mnist_lit.version import __version__
 # Keys whose values are taken literally: the folders of a sweep have commas and equals signs in their names, which Hydra
 # would parse.
 PATHS = ("ckpt", "images", "output", "resume")
+MISSING = "{0} is missing: add {0}=PATH,"
 # Hydra composes for one at a time.
 ONE_AT_A_TIME = threading.Lock()
 
@@ -76,13 +77,14 @@ def run_with_checkpoint(task: Callable[..., None], config_name: str) -> None:
     """
 
     def check_and_run(cfg: DictConfig) -> None:
-        with run_folder.no_folder_left(Path(HydraConfig.get().runtime.output_dir)):
-            checkpoint = f"a .ckpt file or a run's folder ({newest_run('checkpoints/*.ckpt')})"
-            for key, what in {"ckpt": checkpoint, "images": "a picture, a folder or a glob"}.items():
-                if key in {*cfg} and not cfg.get(key):
-                    raise UserError(f"{key} is missing: add {key}=PATH, {what}")
-                if key == "ckpt" and not Path(str(cfg.ckpt)).exists():
-                    raise UserError(f"ckpt={cfg.ckpt}: no such file or folder; name {what}")
+        # Of export and demo, which leave nothing there, it is not theirs.
+        is_own = "run_dir" in {*cfg}
+        with run_folder.no_folder_left(Path(HydraConfig.get().runtime.output_dir)) if is_own else nullcontext():
+            if not cfg.get("ckpt") or not Path(str(cfg.ckpt)).exists():
+                told = f"ckpt={cfg.ckpt}: no such file or folder; name" if cfg.get("ckpt") else MISSING.format("ckpt")
+                raise UserError(f"{told} a .ckpt file or a run's folder ({newest_run('checkpoints/*.ckpt')})")
+            if "images" in {*cfg} and not cfg.get("images"):
+                raise UserError(f"{MISSING.format('images')} a picture, a folder or a glob")
             with startup.fast_imports():
                 from mnist_lit.build import check_keys
             task(**check_keys(task, cfg))
@@ -151,8 +153,10 @@ def compose(config_name: str, overrides: Sequence[str], config_dir: Path | None 
 def _quoted(argument: str) -> str:
     """Put the value of KEY=VALUE into quotes if KEY is one of PATHS; ~/ is the user's folder, whichever shell it is."""
     key, _, value = argument.partition("=")
-    is_in_home = value.startswith("~/") and "," not in value
+    is_in_home = value.startswith("~/") and (key in PATHS or "," not in value)
     value = str(Path(value).expanduser()) if is_in_home else value
+    if argument.startswith("--"):
+        return f"{key}={value}" if is_in_home else argument
     if not (is_in_home or key in PATHS) or not value or value[0] in "'\"":
         return argument
     return f"{key}={QuotedString(value, Quote.double).with_quotes()}"

@@ -38,9 +38,6 @@ MEANT = {
     "learning_rate": "optimizer.lr",
 }
 
-# What the user can mend.
-USERS = (UserError, HydraException, OmegaConfBaseException, OSError, YAMLError)
-
 # Goes to the run folder's log only (conf/hydra/default.yaml).
 file_log = logging.getLogger("mnist_lit.file_only")
 
@@ -72,8 +69,6 @@ def describe(error: BaseException) -> str:
             return f"{group}={option}: not installed; pip install 'mnist-lit[{extra}]'"
         return _no_such_option(group, option, error.options)
     told = str(error)
-    if told.startswith("Unable to configure handler") and isinstance(cause, OSError):  # of the log's file
-        return describe(cause)
     ambiguous = re.search(r"Ambiguous value for argument '(.+)'", told)
     if several := ambiguous or re.search(r"Sweep parameters '(.+)' requires --multirun", told):
         return f"{several[1]}: a single run takes one value; add -m for a sweep, or brackets for a list"
@@ -88,6 +83,8 @@ def describe(error: BaseException) -> str:
 
 def named(error: Exception, arguments: Sequence[str]) -> Exception:
     """Return the error, or one that names the word of the command line that is meant, where Hydra's does not."""
+    if str(error).startswith("Unable to configure handler") and isinstance(error.__cause__, OSError):
+        return error.__cause__  # of the log's file
     if not str(error).startswith(UNNAMED):
         return error
     return UserError(_refused_option(arguments) or f"{' '.join(arguments)}: {error}")
@@ -169,7 +166,7 @@ def tell(error: Exception) -> int:
         return 128 + signal.SIGPIPE
     if is_of_ctrl_c(error):
         return 128 + signal.SIGINT
-    is_users = isinstance(error, USERS) or isinstance(error.__cause__, OSError)
+    is_users = isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError | YAMLError)
     line = f"error: {describe(error)}"
     is_told = is_users and not (isinstance(error, OSError) and error.filename is None)
     if file_log.handlers:  # set up by Hydra once there is a run folder

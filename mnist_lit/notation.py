@@ -1,6 +1,7 @@
 """How values, numbers and counts are read and written in a report."""
 
 import math
+import re
 from collections.abc import Iterable
 from itertools import pairwise
 from statistics import median
@@ -13,11 +14,11 @@ Value = float | str  # of a swept key
 
 
 def parsed(text: str) -> Value:
-    """Return a finite number, or the text as it is, without quotes around it."""
+    """Return a finite number, or the text as it is, without quotes around its letters."""
     try:
         number = float(text)
     except ValueError:
-        return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+        return re.sub(r"^(['\"])(\D.*)\1$", r"\2", text)
     return number if math.isfinite(number) else text
 
 

@@ -46,7 +46,7 @@ def predict(
     predictor = checkpoint.predictor(trusted=trusted)
     photos = album.load(files, photo.preparation(checkpoint.config["data"].get("name", "MNIST")))
     given = answers.answer(predictor, photos.images, photos.files, batch_size=batch_size)
-    refused = [answers.Answer(answers.printable(file), error=reason) for file, reason in photos.refused.items()]
+    refused = [answers.Answer(str(file), error=reason) for file, reason in photos.refused.items()]
     answers.write(answers_file, [*given, *refused])
     if given:
         titles = [f"{_short(Path(one.file).stem)}\n{one.digit} {one.confidence:.0%}" for one in given[:num_images]]
@@ -56,7 +56,7 @@ def predict(
     if len(given) > num_images:
         print(f"{'pictures':10}the first {num_images} of {len(given)}; num_images=N shows more", flush=True)
     for one in refused:
-        print(f"error: {one.file}: {one.error}", file=sys.stderr)
+        print(f"error: {answers.printable(one.file)}: {one.error}", file=sys.stderr)
     if refused:
         print(f"error: {len(refused)} of {len(files)} files left out", file=sys.stderr)
         raise SystemExit(2)
@@ -67,7 +67,9 @@ def _short(name: str) -> str:
 
     It is the end, where photos have their numbers.
     """
-    name = name.encode("ascii", "replace").decode()
+    from mnist_lit import answers
+
+    name = answers.printable(name).encode("ascii", "replace").decode()
     return name if len(name) <= NAME_LENGTH else f"...{name[3 - NAME_LENGTH :]}"
 
 

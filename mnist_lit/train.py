@@ -234,10 +234,11 @@ def _execute(run: "Run", cfg: DictConfig, resume_from: Path | None) -> Result:
     try:
         result = run.execute(test=cfg.test, resume_from=resume_from)
         scores = [f"{tag} {value:.4f}" for tag, value in sorted(result.metrics.items(), reverse=True)]
-        messages.file_log.info("%s: %s", result.status, result.error or ", ".join(scores))
+        messages.file_log.info(": ".join(filter(None, [result.status, result.error or ", ".join(scores)])))
         return result
     except (KeyboardInterrupt, SystemExit) as end:  # Lightning turns Ctrl-C into an exit with code 1
         code = end.code if isinstance(end, SystemExit) and end.code != 1 else 130
+        messages.file_log.info("interrupted")
         if HydraConfig.get().mode == RunMode.RUN:
             print(
                 f"interrupted; go on:  python -m mnist_lit.train resume={os.path.relpath(run.run_dir)}", file=sys.stderr

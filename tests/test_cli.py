@@ -203,7 +203,7 @@ def test_bug_exits_with_1_and_leaves_its_traceback_in_the_log(
     main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(run: object, cfg: object, resume: bool) -> None:
-        raise ZeroDivisionError("by\nzero")
+        raise ZeroDivisionError("by\nzero") from FileNotFoundError("of no interest to the user")
 
     monkeypatch.setattr(train, "_execute", broken)
     outcome = main("data=sample", "hydra.run.dir=run")
@@ -257,6 +257,9 @@ def test_the_users_folder_is_found_where_the_shell_does_not_write_it_out(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert main("ckpt=~/nowhere", module="evaluate").err.startswith(f"error: ckpt={tmp_path}/home/nowhere: no such")
+    job = "lr,seed/lr=0.1,seed=0"
+    assert main(f"ckpt=~/{job}", module="evaluate").err.startswith(f"error: ckpt={tmp_path}/home/{job}: no such file")
+    assert f"'{tmp_path}/home/conf' not found" in main("--config-dir=~/conf", "data=sample").err
     outcome = main("data=sample", "data.source_dir=~/digits")
     assert outcome.err.startswith(f"error: {tmp_path}/home/digits/train-images-idx3-ubyte is missing")
     monkeypatch.setenv("MNIST_LIT_DATA", "~/data")

@@ -146,6 +146,11 @@ def test_file_that_gives_other_answers_is_not_kept(
     always_one = replace(file_format, read=lambda _: lambda images: predictor(images[:1]))
     with pytest.raises(UserError, match=r"model: cannot be written as \.x: RuntimeError: stack expects"):
         write_checked(predictor, tmp_path / "model.x", always_one, digits)
+    with torch.no_grad():
+        diverged = load_model(trained.folder)
+        next(diverged.parameters()).fill_(torch.nan)
+    with pytest.raises(UserError, match=r"model\.x: not written, since the network's probabilities are NaN"):
+        write_checked(diverged, tmp_path / "model.x", file_format, digits)
     right = replace(file_format, read=lambda _: lambda images: predictor(images) + 5e-6)
     assert write_checked(predictor, tmp_path / "model.x", right, digits) == pytest.approx(5e-6, rel=0.1)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("model.x", "new")]
@@ -238,13 +243,15 @@ def test_missing_packages_are_named_before_anything_is_done(
         (["ckpt=x"], "ckpt=x: no such file or folder; "),
         (["ckpt={run}", "output=x.pt2"], "output=x.pt2: must end in .onnx, as a file of format=onnx does"),
         (["ckpt={run}", "output=x.onnx/", "format=torch_export"], "output=x.onnx: must end in .pt2, as a file of "),
+        (["ckpt={run}", "output={run}/x.pt2", "format=torch_export"], "output={run}/x.pt2: is a folder; name a file"),
     ],
 )
 def test_mistakes_are_told_in_one_line(
     arguments: list[str], line: str, main: Main, trained: Trained, tmp_path: Path
 ) -> None:
+    (trained.folder / "x.pt2").mkdir(exist_ok=True)
     outcome = main(*(argument.format(run=trained.folder) for argument in arguments), module="export")
     assert (outcome.code, outcome.out) == (2, "")
-    assert outcome.err.startswith(f"error: {line}")
+    assert outcome.err.startswith(f"error: {line.format(run=trained.folder)}")
     assert outcome.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

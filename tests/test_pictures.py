@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import lightning as L
 import numpy as np
 import pytest
@@ -137,6 +139,19 @@ def test_wrong_predictions_are_red(train_run: Train) -> None:
     # Digits themselves are grey.
     samples = imread(run.folder / "figures" / "samples.png")[..., :3]
     assert (np.abs(samples - to_rgb(WRONG)).max(axis=2) < 0.02).sum() == 0
+
+
+@pytest.mark.parametrize(("names", "told"), [("abcdefghij", "b, not a"), (["boot", *"bcdefghij"], "b,\nnot boot")])
+def test_mistakes_in_words_take_two_lines(
+    names: Sequence[str], told: str, train_run: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr("mnist_lit.callbacks.pictures._publish", lambda trainer, name, figure: None)
+    monkeypatch.setattr("mnist_lit.callbacks.pictures.draw_images", lambda images, titles, *_: seen.extend(titles))
+    train_run("debug=fast", f"data.class_names=[{','.join(names)}]", "callbacks.pictures.draw=[predictions]", full=True)
+    wrong = [title for title in seen if "not" in title]
+    assert wrong
+    assert all((",\nnot " in title) == ("\n" in told) for title in wrong)
 
 
 def test_an_image_that_another_process_scores_is_left_out() -> None:

@@ -25,21 +25,28 @@ def frames(drawn: str) -> list[str]:
     return [frame for frame in re.split(r"[\r\n]", drawn) if "|" in frame]
 
 
-def test_bar_shows_loss_accuracy_and_speed(
-    train_run: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("columns", "tags"), [("80", ("train/loss", "val/acc")), ("120", ("train/loss", "val/loss", "val/acc"))]
+)
+def test_bar_shows_losses_accuracy_and_speed(
+    columns: str,
+    tags: tuple[str, ...],
+    train_run: Train,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("COLUMNS", columns)
     monkeypatch.setenv("LINES", "24")
     run = train_run(*ALWAYS, "callbacks.progress.refresh_seconds=0", "trainer.log_every_n_steps=2")
     last = frames(capsys.readouterr().out)[-1]
     assert re.match(r"epoch 3/3:? +\|", last)
     assert "16/16" in last
     shown = dict(re.findall(r"([\w/]+)=\s*([\d.,]+)", last))
-    assert shown.keys() == {"train/loss", "val/acc", "images/s"}
-    for tag in ("train/loss", "val/acc"):
+    assert shown.keys() == {*tags, "images/s"}
+    for tag in tags:
         assert shown[tag].rstrip(",") == f"{run.values(tag)[-1]:.4f}"
     assert int(shown["images/s"].replace(",", "")) > 100
-    assert len(last.replace("█", "").strip()) < 76  # which leaves a terminal of 80 some of its bar
+    assert len(last.replace("█", "").strip()) < int(columns) - 4  # which leaves some of the bar
 
 
 def test_bar_shows_in_a_terminal(train_run: Train, monkeypatch: pytest.MonkeyPatch) -> None:

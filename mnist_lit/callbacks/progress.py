@@ -1,6 +1,7 @@
 """The progress bar, and the line that each epoch leaves behind."""
 
 import logging
+import shutil
 import sys
 from time import perf_counter
 from typing import Any
@@ -21,12 +22,15 @@ class Progress(TQDMProgressBar):
     terminal only, so that log files stay readable, or wherever `always` is true.
     """
 
-    BAR_FORMAT = "{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}"  # a terminal of 80 characters has room for no more
+    NARROW = "{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}"  # a terminal of 80 characters has room for no more
+    WIDE, FOR_WIDE = "{desc} |{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]", 120
 
     def __init__(self, *, refresh_seconds: float, always: bool) -> None:
         if not refresh_seconds >= 0:
             raise ValueError(f"refresh_seconds must be at least 0, got {refresh_seconds}")
         super().__init__()
+        self.is_wide = shutil.get_terminal_size().columns >= self.FOR_WIDE
+        self.BAR_FORMAT = self.WIDE if self.is_wide else self.NARROW
         if not (always or sys.stdout.isatty()):
             self.disable()
         self.refresh_seconds = refresh_seconds
@@ -89,9 +93,10 @@ class Progress(TQDMProgressBar):
     def get_metrics(
         self, trainer: L.Trainer, pl_module: L.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """Return what stands beside the bar, formatted; not the validation loss, for which there is no room."""
+        """Return what stands beside the bar, formatted; the validation loss only where there is room for it."""
         assert isinstance(pl_module, Classifier)
-        return {name: value for name, value in self._metrics(pl_module).items() if name != "val/loss"}
+        metrics = self._metrics(pl_module)
+        return {name: value for name, value in metrics.items() if self.is_wide or name != "val/loss"}
 
     def _metrics(self, module: Classifier) -> dict[str, str]:
         latest = {tag: points[-1][1] for tag, points in module.history.items()}

@@ -69,7 +69,7 @@ class MNISTDataModule(L.LightningDataModule):
             raise ValueError(f"std must be above 0, and mean a number: got {std} and {mean}")
         self.source = Source(
             name=name,
-            root=Path(root).expanduser(),  # it may come from the environment
+            root=Path(root).expanduser() if root.startswith("~/") else Path(root),  # it may come from the environment
             source_dir=SAMPLE_DIR if source_dir == SAMPLE else Path(source_dir) if source_dir else None,
             fetch_from=tuple(fetch_from),
             npm_package=npm_package,

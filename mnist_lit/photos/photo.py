@@ -59,6 +59,8 @@ def read(path: Path) -> Pixels:
             image = file if turn is None else file.transpose(turn)
     except Image.DecompressionBombError as error:
         raise UserError(str(error)) from error
+    except MemoryError:
+        raise
     except Exception as error:  # whatever a damaged file makes one of Pillow's decoders raise
         raise UserError("not a picture, or a damaged one") from error
     if image.mode.startswith("I;16"):

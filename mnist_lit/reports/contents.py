@@ -152,7 +152,7 @@ def _effect_tables(summary: Summary) -> list[Block]:
     decimals = num_decimals(summary.effects["mean"])
     ranges = []
     for key, effect in ordered:
-        if len(effect) == 1:  # the other values have diverged
+        if len(effect) == 1:  # no other value has a mean
             continue
         ascending = effect.sort_values("mean", ascending=summary.mode == "min")
         best, worst = ascending.iloc[0], ascending.iloc[-1]
@@ -165,9 +165,11 @@ def _effect_tables(summary: Summary) -> list[Block]:
         if summary.values[key].nunique() <= MAX_VALUES
     ]
     each = f"Mean {summary.metric} for each value of a key, over all settings that have it (each counts once)."
-    blocks: list[Block] = [Text(each), Table(["key", "range of means", "best value", "worst value"], ranges)]
-    table = Table(["key", "value", f"mean {summary.metric}", "settings", "diverged runs"], rows)
-    return [*blocks, table] if rows else blocks
+    tables = [
+        Table(["key", "range of means", "best value", "worst value"], ranges),
+        Table(["key", "value", f"mean {summary.metric}", "settings", "diverged runs"], rows),
+    ]
+    return [Text(each), *(table for table in tables if table.rows)]
 
 
 def _value_and_mean(effect: "pd.Series[Any]", decimals: int) -> str:

@@ -1,5 +1,6 @@
 """What a reader should know about a ranking, in sentences."""
 
+import math
 import re
 from collections.abc import Iterator
 
@@ -108,7 +109,8 @@ def counts(summary: Summary) -> str:
     if never_ended:
         text += f" {count(never_ended, 'job')} without {FILE_NAME}: not begun, killed, or still running."
     if summary.repetitions:
-        text += f" Left out: {count(summary.repetitions, 'run')} with the configuration and seed of another."
+        repeated = count(summary.repetitions, "run")
+        text += f" Left out: {repeated} with the seed and the configuration, or the very numbers, of another."
     return text
 
 
@@ -146,15 +148,17 @@ def method(summary: Summary) -> str:
     tests = " or ".join(name for test, name in names.items() if test in set(tested["test"]))
     fewest = int(tested["num_scores"].min())
     num_settings = len(tested) + len(summary.winners)
-    hidden = f"With n = {fewest}, small differences stay hidden."
-    if set(tested["test"]) == {"paired"}:
-        factor = least_effect(fewest, num_settings)
+    is_paired = set(tested["test"]) == {"paired"}
+    factor = least_effect(fewest, num_settings) if is_paired else math.nan
+    if factor > 10:
+        hidden = f"With n = {fewest}, all but huge differences stay hidden: repeat with more seeds."
+    elif is_paired:
         hidden = (
             f"With n = {fewest}, a difference smaller than about {factor:.1f} times its spread over the seeds may stay "
             + ("hidden: repeat with more seeds." if factor > 2 else "hidden.")
         )
-        if factor > 10:
-            hidden = f"With n = {fewest}, all but huge differences stay hidden: repeat with more seeds."
+    else:
+        hidden = f"With n = {fewest}, small differences stay hidden."
     told = (
         f"Not told apart from the best, which does not mean equal: p >= {ALPHA} in a two-sided {tests}, p-values "
         f"corrected step by step (Holm, Shaffer) for having picked the best of the {num_settings} that can be tested "

@@ -104,7 +104,7 @@ def check_is_same(folder: Path, keys: Sequence[str], settings: Mapping[str, Any]
 
 
 def _as_typed(value: Any) -> str:
-    return "null" if value is None else str(value)
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def enter(folder: Path, jobs: Sequence[Job]) -> None:

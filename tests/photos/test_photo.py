@@ -326,8 +326,6 @@ def test_pictures_are_turned_as_the_camera_says(tmp_path: Path) -> None:
     maker = content.index(b"\x01\x0f\x00\x02")
     one_fraction = b"\x01\x0f\x00\x05\x00\x00\x00\x01"  # instead of a text of eight bytes
     (tmp_path / "y.jpg").write_bytes(content[:maker] + one_fraction + content[maker + 8 :])
-    with Image.open(tmp_path / "y.jpg") as file, pytest.raises(AttributeError):
-        ImageOps.exif_transpose(file)
     for name in ("x.jpg", "y.jpg"):
         assert difference(prepare(read(tmp_path / name)), prepare(np.asarray(digit))) < 3
 

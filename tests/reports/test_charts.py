@@ -7,6 +7,7 @@ from made_runs import Add, summary_of
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from mnist_lit.reports.charts import COLOURS, GREY, draw_charts, draw_curves, draw_effects, draw_heatmap, draw_times
+from mnist_lit.reports.report import write_report
 
 
 def test_heatmap_shows_the_means_and_what_diverged(grid: Path) -> None:
@@ -140,3 +141,17 @@ def test_a_setting_is_named_by_what_it_changes(add: Add, sweep_dir: Path) -> Non
     figure = draw_curves(summary)
     assert figure is not None
     assert figure.legends[0].get_texts()[-1].get_text() == "lr=1000 (diverged)"
+
+
+def test_steps_are_whole_and_a_key_with_one_mean_has_no_effect(add: Add, sweep_dir: Path) -> None:
+    add("optimizer.lr=0.1", acc=0.9, history={"train/loss": [(10, 0.2), (11, 0.1)]})
+    add("optimizer.lr=1000", status="diverged", error="NaN")
+    summary = summary_of(sweep_dir)
+    figure = draw_curves(summary)
+    assert figure is not None
+    FigureCanvasAgg(figure).draw()
+    assert all(float(place).is_integer() for place in figure.axes[0].xaxis.get_majorticklocs())
+    assert draw_effects(summary) is None
+    page = write_report([sweep_dir], sweep_dir) and (sweep_dir / "report.md").read_text()
+    assert "range of means" not in page
+    assert "| optimizer.lr | 1000 | - | 0 | 1 |" in page

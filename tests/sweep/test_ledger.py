@@ -1,6 +1,7 @@
 """How the ledger counts the jobs that have ended, and tells that two sweeps are not the same."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ def test_jobs_that_end_between_two_looks_are_counted_one_by_one(
         "2/4  seed=0  val/acc 0.9000  5.0 s  about 20 s left",
         "3/4  seed=1  val/acc 0.9000  6.0 s  about 10 s left",
     ]
+    shutil.rmtree(failed.parent)
+    os.utime(add(acc=0.9, seed=3, name="seed=3") / "result.json", ns=(began + 40 * 10**9,) * 2)
+    assert ledger.progress_line(sweep_dir, "seed=3") == "4/4  seed=3  val/acc 0.9000  8.0 s"
 
 
 def test_three_differences_are_named_and_the_rest_counted(sweep_dir: Path) -> None:
