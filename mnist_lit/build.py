@@ -282,7 +282,8 @@ def locate(key: str, target: str) -> Callable[..., Any]:
         package = target.partition(".")[0]
         is_here = Path(package).is_dir() or Path(f"{package}.py").is_file()
         hint = f"; {package} lies in this folder, but not on Python's path: set PYTHONPATH=." if is_here else ""
-        told = in_one_line(error) + (hint if importlib.util.find_spec(package) is None else "")
+        elsewhere = f"; if {package} is a file of yours, set PYTHONPATH to its folder"
+        told = in_one_line(error) + ((hint or elsewhere) if importlib.util.find_spec(package) is None else "")
         raise UserError(f"{key}._target_={target}: cannot be imported: {told}") from error
     return found
 

@@ -34,7 +34,9 @@ UNNAMED = (
 MEANT = {
     "checkpoint": "ckpt",
     "device": "trainer.accelerator",
+    "epoch": "trainer.max_epochs",
     "epochs": "trainer.max_epochs",
+    "gpu": "trainer.accelerator",
     "learning_rate": "optimizer.lr",
 }
 
@@ -145,8 +147,9 @@ def _similar_key(error: ConfigKeyError | ConfigAttributeError) -> str:
         return "; hydra.run.dir=FOLDER names a run, sweep.name=NAME a sweep"
     if asked == "early_stopping" and "callbacks.early_stopping.patience" not in keys and "callbacks" in plain:
         return "; callbacks=early_stopping brings it"
-    if not above and MEANT.get(asked) in keys:
-        return f"; did you mean {MEANT[asked]}?"
+    meant = MEANT.get(asked, "")
+    if meant in ([key if not above else f"{above}.{key}" for key in keys]):
+        return f"; did you mean {meant}?"
     # Not what Hydra or a sweep fills in itself, nor what resume= relies on.
     hidden = ("hydra.", "sweep.keys", "sweep.name", "callbacks.last.")
     by_last_part = {key.rpartition(".")[2]: key for key in keys if not key.startswith(hidden)}

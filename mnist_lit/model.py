@@ -45,6 +45,7 @@ class MLP(nn.Module):
             example = close[0] if close else "ReLU or Tanh"
             raise ValueError(f"activation must name a class of torch.nn, such as {example}, got {activation}")
 
+        # Linear is torch's own, computed faster where that is possible.
         widths = [in_features, *hidden_sizes]  # 784, 256, 64
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise(widths):

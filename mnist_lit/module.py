@@ -80,7 +80,7 @@ class Classifier(L.LightningModule):
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of one batch."""
+        """Return the loss of one batch; Lightning goes backward from it and lets the optimiser step (loop.py)."""
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]  # a schedule moves it before the step is logged
         loss, _ = self._step(batch)
         self.unrecorded[:] = [(loss.detach(), lr, batch_idx, len(batch[1]))]

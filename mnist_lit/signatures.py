@@ -98,6 +98,8 @@ def _is_a(value: Any, hint: Any) -> bool:
 
 def _hint(key: str, value: Any, hint: Any) -> str:
     """Say what was probably meant by a value of another type."""
+    if key == "trainer.max_time":
+        return "; write DD:HH:MM:SS, such as 00:00:10:00"
     if isinstance(value, list):
         is_sweep = value and all(_is_a(one, hint) for one in value)
         return f"; to sweep over several, -m {key}={','.join(map(str, value))}" if is_sweep else ""

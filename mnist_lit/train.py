@@ -122,6 +122,7 @@ def _checkpoint_of(run: "Run") -> Path | None:
     if num_epochs == max_epochs and is_finished:
         is_fixed = bool(run.module.scheduler and run.module.scheduler.length_argument)
         log.info("nothing is left to train%s", "" if is_fixed else "; to go on for longer, add trainer.max_epochs=N")
+    log.info("goes on after step %d", checkpoint["global_step"])
     run.forget_after(checkpoint)
     return path
 
@@ -272,6 +273,10 @@ def _show(result: Result, run: "Run", cfg: DictConfig) -> None:
     is_whole = result.status == "finished" and not cfg.trainer.get("limit_train_batches")
     if is_whole and accuracy < 1.2 / len(run.datamodule.class_names):
         told = f"no better than guessing: does optimizer.lr={cfg.optimizer.get('lr')} suit this optimizer and loss?"
+        rows.append(("note", told))
+    load, num_cores = os.getloadavg()[0], os.cpu_count() or 1  # of the last minute, ours included
+    if (result.fit_seconds or 0) > 5 and "threads)" in str(result.device) and load > 1.4 * num_cores:
+        told = f"other work keeps the {num_cores} cores busy (a load of {load:.1f}): OMP_NUM_THREADS=1 may be faster"
         rows.append(("note", told))
     rows += [("profile", os.path.relpath(path)) for path in run.run_dir.glob("fit-*.txt")]
     if result.error:

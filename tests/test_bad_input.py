@@ -228,6 +228,7 @@ def test_bad_command_line_is_refused_in_one_line(main: Main, tmp_path: Path, arg
 VALUES: list[tuple[str, list[str]]] = [
     ("seed=null", ["seed=", "must be a whole number"]),
     ("test=perhaps", ["test=perhaps: must be true or false"]),
+    ("trainer.max_time=60", ["trainer.max_time=60: must be ", "; write DD:HH:MM:SS, such as 00:00:10:00"]),
     ("model.hidden_sizes=64", ["model.hidden_sizes=64: must be a list, each a whole number; write [64]"]),
     ("trainer.max_epochs=true", ["trainer.max_epochs=True: must be a whole number"]),
     ("seed=4294967296", ["seed=4294967296: must be from 0 to 4294967295"]),

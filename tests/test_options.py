@@ -150,6 +150,7 @@ def test_a_package_that_lies_here_but_is_not_found_is_told(tmp_path: Path, monke
     with pytest.raises(UserError, match=r"cannot be imported: .*nopackage") as refused:
         locate("model", "nopackage.networks.Net")
     assert "lies in this folder" not in str(refused.value)
+    assert str(refused.value).endswith("; if nopackage is a file of yours, set PYTHONPATH to its folder")
 
 
 def test_cross_entropy_by_yaml(train_run: Train) -> None:

@@ -125,6 +125,23 @@ def test_a_line_has_nothing_of_another_epoch(train_run: Train, caplog: pytest.Lo
     assert names == [["train/loss", "val/loss", "val/acc", "images/s"], ["train/loss", "images/s"]]
 
 
+def test_images_per_second_are_those_of_the_epoch(
+    train_run: Train, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, training_step = 0.0, Classifier.training_step
+
+    def later(self: Classifier, batch: Any, batch_idx: int) -> Any:
+        nonlocal now
+        now += 10 if self.current_epoch == 0 else 1
+        return training_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", later)
+    monkeypatch.setattr(progress, "perf_counter", lambda: now)
+    with caplog.at_level(logging.INFO, logger="mnist_lit.callbacks.progress"):
+        train_run("trainer.max_epochs=2", "test=false")
+    assert [message.split("images/s ")[1] for message in caplog.messages] == ["10", "100"]
+
+
 def test_epochs_without_an_end_are_counted_alone(train_run: Train, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="mnist_lit.callbacks.progress"):
         train_run("trainer.max_epochs=-1", "+trainer.max_steps=20", "test=false")

@@ -214,6 +214,19 @@ def test_a_run_that_only_guesses_is_told(lr: float, train_run: Train, capsys: py
     assert (told in capsys.readouterr().out) == (lr == 1.75)
 
 
+@pytest.mark.parametrize(("load", "is_told"), [(9.0, True), (2.0, False)])
+def test_busy_cores_are_told(
+    load: float, is_told: bool, train_run: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr("mnist_lit.run.Run._device_name", lambda run: "1 x cpu (2 threads)")
+    monkeypatch.setattr("mnist_lit.run.Timer.time_elapsed", lambda timer, stage: 6.0)
+    train_run("debug=fast")
+    told = "note        other work keeps the 2 cores busy (a load of 9.0): OMP_NUM_THREADS=1 may be faster\n"
+    assert (told in capsys.readouterr().out) == is_told
+
+
 def test_a_run_is_printed_in_a_line(make_config: Compose, tmp_path: Path) -> None:
     assert repr(build(make_config())) == f"Run(run_dir={str(tmp_path / 'run')!r}, status=None, metrics={{}})"
 

@@ -56,12 +56,11 @@ class Progress(TQDMProgressBar):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock of images per second."""
         super().on_train_start(trainer, pl_module)
-        assert isinstance(pl_module, Classifier)
-        self.started = perf_counter()
-        self.images_before = pl_module.images_seen
+        self._start_clock(pl_module)  # a resumed run may begin in the middle of an epoch
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Name the epoch, counting from 1."""
+        """Name the epoch, counting from 1, and start the clock of its images per second."""
+        self._start_clock(pl_module)
         self.step_before = trainer.global_step
         self.train_progress_bar.reset(int(self.total_train_batches))
         self.train_progress_bar.initial = 0
@@ -97,6 +96,10 @@ class Progress(TQDMProgressBar):
         assert isinstance(pl_module, Classifier)
         metrics = self._metrics(pl_module)
         return {name: value for name, value in metrics.items() if self.is_wide or name != "val/loss"}
+
+    def _start_clock(self, module: L.LightningModule) -> None:
+        assert isinstance(module, Classifier)
+        self.started, self.images_before = perf_counter(), module.images_seen
 
     def _metrics(self, module: Classifier) -> dict[str, str]:
         latest = {tag: points[-1][1] for tag, points in module.history.items()}

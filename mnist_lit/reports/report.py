@@ -1,6 +1,7 @@
 """A sweep's report: its settings ranked by validation, as CSV, Markdown, HTML with charts, and a short text."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def write_report(folders: Sequence[Path], folder: Path, *, metric: str = METRIC)
     else:
         summary = summarise(runs, metric=metric)
         charts = draw_charts(summary)
-        text, blocks = pages.terminal_text(title, summary), contents.blocks(summary, charts)
+        text, blocks = pages.terminal_text(title, summary) + _how_to_use(summary), contents.blocks(summary, charts)
         table = results_table(summary)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     for name in CAPTIONS:
@@ -47,6 +48,14 @@ def write_report(folders: Sequence[Path], folder: Path, *, metric: str = METRIC)
     write_atomically(folder / "report.md", pages.markdown(title, blocks))
     write_atomically(folder / "report.html", pages.html_page(title, blocks, charts))
     return f"{text}\n{'report':12}{os.path.relpath(folder / 'report.html')}"
+
+
+def _how_to_use(summary: Summary) -> str:
+    """Name a run of the best setting in a command that takes it."""
+    if not summary.winners:
+        return ""
+    folder = summary.runs_of(summary.winners[0], finished=True).sort_values("seed")["folder"].iloc[0]
+    return f"\n{'use it':12}python -m mnist_lit.evaluate {shlex.quote(f'ckpt={os.path.relpath(folder)}')}"
 
 
 def results_table(summary: Summary) -> pd.DataFrame:

@@ -23,7 +23,7 @@ def read_runs(folders: Iterable[Path]) -> pd.DataFrame:
     """Read the `result.json` of all runs: one row a run.
 
     A folder is a run's own, or holds runs' folders or those of days (outputs/train); one that is missing is a run
-    that never began. Columns: `run` (path below the closest folder above all runs), the fields of
+    that never began. Columns: `folder`, `run` (its path below the closest folder above all runs), the fields of
     `mnist_lit.result.Result` (`metrics` one column each, `measured` their names, also of those that were no numbers,
     `overrides` a dict, `arguments` the same as they were given), `git_commit` and `versions`.
     A run without a result.json that can be read has the status "never ended" (not begun, killed, or still running) or
@@ -43,7 +43,7 @@ def read_runs(folders: Iterable[Path]) -> pd.DataFrame:
         raise UserError(f"no run has ended in {', '.join(map(str, folders))}: found {seen}")
     parent = os.path.commonpath([path.parent for path in paths])
     for path, record in zip(paths, records, strict=True):
-        record["run"] = path.relative_to(parent).as_posix()
+        record |= {"run": path.relative_to(parent).as_posix(), "folder": path}
     return pd.DataFrame(records)
 
 

@@ -159,10 +159,13 @@ def method(summary: Summary) -> str:
         )
     else:
         hidden = f"With n = {fewest}, small differences stay hidden."
+    is_clear = (tested["verdict"] == "worse").all()
+    first = f"All that can be tested are worse than the best: p < {ALPHA}"
+    if not is_clear:
+        first = f"Not told apart from the best, which does not mean equal: p >= {ALPHA}"
     told = (
-        f"Not told apart from the best, which does not mean equal: p >= {ALPHA} in a two-sided {tests}, p-values "
-        f"corrected step by step (Holm, Shaffer) for having picked the best of the {num_settings} that can be tested "
-        f"by the same numbers. {hidden} "
+        f"{first} in a two-sided {tests}, p-values corrected step by step (Holm, Shaffer) for having picked the best "
+        f"of the {num_settings} that can be tested by the same numbers. {'' if is_clear else f'{hidden} '}"
         f"The luck of the seeds is in it, not that of the validation images. {untestable}"
     )
     return told.strip()

@@ -160,6 +160,8 @@ def test_entry_point_writes_and_prints(
     assert run_entry_point("demo") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("Report on demo: 4 settings, 8 runs: 7 finished, 1 diverged")
+    best = "demo/data=sample,optimizer.lr=0.1,data.batch_size=128,seed=0"
+    assert lines[-2] == f"use it      python -m mnist_lit.evaluate ckpt={best}"
     assert lines[-1].split() == ["report", "demo/report.html"]
     assert all((grid / name).exists() for name in ("results.csv", "report.md", "report.html"))
 
