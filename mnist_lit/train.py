@@ -122,7 +122,8 @@ def _checkpoint_of(run: "Run") -> Path | None:
     if num_epochs == max_epochs and is_finished:
         is_fixed = bool(run.module.scheduler and run.module.scheduler.length_argument)
         log.info("nothing is left to train%s", "" if is_fixed else "; to go on for longer, add trainer.max_epochs=N")
-    log.info("goes on after step %d", checkpoint["global_step"])
+    else:
+        log.info("goes on after step %d", checkpoint["global_step"])
     run.forget_after(checkpoint)
     return path
 

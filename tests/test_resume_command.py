@@ -24,6 +24,8 @@ def test_a_finished_run_goes_on_for_more_epochs(main: Main, tmp_path: Path) -> N
     longer = main("resume=longer", "trainer.max_epochs=3")
     assert longer.code == 0
     assert "nothing is left" not in longer.out + longer.err
+    assert "goes on after step " in longer.out + longer.err
+    assert "goes on after step " not in again.out + again.err
     whole, run = (read_result(tmp_path / name) for name in ("whole", "longer"))
     for key in ("metrics", "history", "config_hash", "best_epoch", "overrides"):
         assert run[key] == whole[key]
