@@ -35,7 +35,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from made_digits import browser, server  # noqa: F401 (fixtures)
+from made_digits import browser, digit_images, digits, server  # noqa: F401 (fixtures)
 from made_resumes import whole  # noqa: F401 (fixtures)
 from made_runs import add, grid, sweep_dir, with_charts  # noqa: F401 (fixtures)
 from made_sources import install_npm, mirror, no_mirrors, no_npm  # noqa: F401 (fixtures)

@@ -14,19 +14,12 @@ from conftest import Main, Trained
 from torch import Tensor
 
 from mnist_lit import server as serving
-from mnist_lit.data.idx import read_idx
-from mnist_lit.data.sources import SAMPLE_DIR, TEST_IMAGES
 from mnist_lit.errors import UserError
 from mnist_lit.photos.photo import as_whole, prepare
 from mnist_lit.predictor import Predictor
 from mnist_lit.server import MAX_BODY_BYTES, PAGE, Server
 
 JSON = {"Content-Type": "application/json"}
-
-
-@pytest.fixture(scope="module")
-def digits() -> Tensor:
-    return read_idx(SAMPLE_DIR / f"{TEST_IMAGES}.gz", num_dims=3, md5=None)
 
 
 def ask(

@@ -12,18 +12,11 @@ from conftest import Command, Main, Trained, compose_config, train
 from torch import Tensor, nn
 
 from mnist_lit import composition, export, formats, load_model
-from mnist_lit.data.idx import read_idx
-from mnist_lit.data.sources import SAMPLE_DIR, TEST_IMAGES
 from mnist_lit.errors import UserError
 from mnist_lit.formats import FORMATS, Format, Network, write_checked
 from mnist_lit.predictor import Predictor
 
 Opened = tuple[Network, dict[str, str]]
-
-
-@pytest.fixture(scope="module")
-def digits() -> Tensor:
-    return read_idx(SAMPLE_DIR / f"{TEST_IMAGES}.gz", num_dims=3, md5=None)
 
 
 @pytest.fixture(scope="module")
