@@ -1,4 +1,4 @@
-"""Lightning's loop over the batches of an epoch, less what a step of this project does not need."""
+"""Lightning's loop over the batches of an epoch, less what a step does not need; its loop over epochs, mended."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""How values, numbers and counts are read and written in a report."""
+"""How the values of keys, numbers and counts are read and written."""
 
 import math
 import re

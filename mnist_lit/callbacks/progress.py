@@ -23,13 +23,14 @@ class Progress(TQDMProgressBar):
     """
 
     NARROW = "{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}"  # a terminal of 80 characters has room for no more
-    WIDE, FOR_WIDE = "{desc} |{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]", 120
+    WIDE = "{desc} |{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+    WIDE_FROM = 120
 
     def __init__(self, *, refresh_seconds: float, always: bool) -> None:
         if not refresh_seconds >= 0:
             raise ValueError(f"refresh_seconds must be at least 0, got {refresh_seconds}")
         super().__init__()
-        self.is_wide = shutil.get_terminal_size().columns >= self.FOR_WIDE
+        self.is_wide = shutil.get_terminal_size().columns >= self.WIDE_FROM
         self.BAR_FORMAT = self.WIDE if self.is_wide else self.NARROW
         if not (always or sys.stdout.isatty()):
             self.disable()

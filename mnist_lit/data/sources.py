@@ -167,10 +167,11 @@ def _fetch(source: Source, problems: Mapping[str, str]) -> None:
             log.warning("%s: fetching it again", reason)
     attempts: list[str] = []
     for fetcher in source.fetch_from:
+        where, fetch = FETCHERS[fetcher]
         with tempfile.TemporaryDirectory(dir=source.folder.parent, prefix=".staging-") as staging:
             try:
-                log.info("Fetching %s into %s from %s", source.name, source.folder, FETCHERS[fetcher][0])
-                fetched = replace(source, source_dir=FETCHERS[fetcher][1](source, Path(staging)))
+                log.info("Fetching %s into %s from %s", source.name, source.folder, where)
+                fetched = replace(source, source_dir=fetch(source, Path(staging)))
                 if damaged := fetched.problems():
                     raise UserError(next(iter(damaged.values())))
             except Exception as error:  # whatever a network, a mirror, npm or a damaged package makes libraries raise

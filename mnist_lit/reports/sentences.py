@@ -26,8 +26,8 @@ CHANGES_VAL_IMAGES = {
     "debug",
 }
 
-# Of keys that cannot be 0.
-LEAST = {"data.batch_size": 1, "trainer.max_epochs": 1}
+# Below which a key cannot go; others can go down to 0.
+SMALLEST_VALUES = {"data.batch_size": 1, "trainer.max_epochs": 1}
 
 SEEDS = "-m 'seed=range(5)'"
 NOT_RANKED = "No run was validated (data.val_size=0), so nothing is ranked. On the test images:"
@@ -83,7 +83,7 @@ def _edge_warnings(summary: Summary) -> Iterator[str]:
         if value == max(numbers):
             yield f"The best {key}={shown(value)} is the largest value tried: try larger ones too."
         # Nothing in a configuration is negative: 0 (no momentum, no dropout) is where a key ends.
-        elif value == min(numbers) and value > LEAST.get(key, 0):
+        elif value == min(numbers) and value > SMALLEST_VALUES.get(key, 0):
             yield f"The best {key}={shown(value)} is the smallest value tried: try smaller ones too."
 
 
