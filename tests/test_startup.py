@@ -50,6 +50,29 @@ def test_fast_imports_hide_what_torchmetrics_would_import(monkeypatch: pytest.Mo
         assert seen() == [False, False, True, True, False, True]
 
 
+@pytest.mark.parametrize("has_triton", [True, False])
+def test_triton_does_not_report_as_leaks_what_is_not_collected(has_triton: bool) -> None:
+    script = """
+import atexit, os, sys, types
+from mnist_lit import startup
+
+with startup.fast_imports():
+    atexit.register(print, "a library's handler", file=sys.stderr, flush=True)
+
+class Module(types.ModuleType):
+    def __del__(self, write=os.write):
+        write(2, b"leaked")
+
+sys.modules[sys.argv[1]] = Module(sys.argv[1])
+print("an error", file=sys.stderr)
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", script, "triton" if has_triton else "other"], capture_output=True, text=True, timeout=60
+    )
+    expected = "an error\na library's handler\n"
+    assert (told.returncode, told.stderr) == (0, expected if has_triton else f"{expected}leaked")
+
+
 def test_what_happens_to_be_installed_is_not_imported(tmp_path: Path) -> None:
     for name in ("librosa", "torch_fidelity", "transformers", "vmaf_torch"):
         (tmp_path / f"{name}-99.dist-info").mkdir()
