@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 
 from mnist_lit.sweep import ledger
 from mnist_lit.sweep.identity import job_name
+from mnist_lit.sweep.overrides import all_overrides
 
 
 class GridSweeper(BasicSweeper):
@@ -21,8 +21,7 @@ class GridSweeper(BasicSweeper):
         assert self.config is not None
         assert self.hydra_context is not None
         assert self.launcher is not None
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        overrides = all_overrides(self.hydra_context.config_loader, self.config)  # the arguments are in there, too
         done = ledger.names_done(Path(self.config.hydra.sweep.dir))
         grid = self.split_arguments(overrides, max_batch_size=None)[0]
         jobs = [job for job in grid if job_name(self.config.sweep["keys"], job) not in done]

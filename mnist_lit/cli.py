@@ -77,7 +77,7 @@ def run_with_checkpoint(task: Callable[..., None], config_name: str) -> None:
     """
 
     def check_and_run(cfg: DictConfig) -> None:
-        # Of export and demo, which leave nothing there, it is not theirs.
+        # export and demo have no folder of their own: Hydra's is the current one (conf/hydra/no_folder.yaml).
         is_own = "run_dir" in {*cfg}
         with run_folder.no_folder_left(Path(HydraConfig.get().runtime.output_dir)) if is_own else nullcontext():
             if not cfg.get("ckpt") or not Path(str(cfg.ckpt)).exists():

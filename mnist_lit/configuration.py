@@ -81,8 +81,9 @@ def check_together(config: dict[str, Any]) -> None:
     momentum = optimizer.get("momentum")
     if isinstance(momentum, int | float) and not 0 <= momentum < 1:
         raise UserError(f"optimizer.momentum={momentum}: must be at least 0 and below 1")
-    if not 0 < optimizer.get("lr", 1) < math.inf:
-        raise UserError(f"optimizer.lr={optimizer['lr']}: must be above 0 and finite")
+    lr = optimizer.get("lr")
+    if isinstance(lr, int | float) and not 0 < lr < math.inf:
+        raise UserError(f"optimizer.lr={lr}: must be above 0 and finite")
     for group in ("callbacks", "logger"):
         for name, node in config[group].items():
             if node and not (isinstance(node, dict) and "_target_" in node):

@@ -53,6 +53,7 @@ class TensorBoard(TensorBoardLogger):
         super().__init__(save_dir, name="", version="", default_hp_metric=False, flush_secs=2)
         self.columns = tuple(hparams)
         self.again: tuple[Mapping[str, float], int] | None = None
+        self.has_row = self.has_graph = False  # Lightning gives both once more for the test
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -77,6 +78,9 @@ class TensorBoard(TensorBoardLogger):
         if self.again is not None:
             self.log_metrics(*self.again)
             self.again = None
+        if self.has_row:
+            return
+        self.has_row = True
         flat = dict(flatten(params))
         chosen = {
             key.removesuffix("._target_"): value
@@ -90,8 +94,9 @@ class TensorBoard(TensorBoardLogger):
     @rank_zero_only
     def log_graph(self, model: nn.Module, input_array: Tensor | None = None) -> None:
         """Write the graph of the network (Lightning calls this at the start of a fit), once a run."""
-        if "purge_step" in self._kwargs:
+        if self.has_graph or "purge_step" in self._kwargs:
             return
+        self.has_graph = True
         assert isinstance(model, Classifier)
         from torch.utils.tensorboard._pytorch_graph import graph
 

@@ -73,6 +73,7 @@ class Classifier(L.LightningModule):
         # Of the last step, until it is recorded: loss, learning rate, batch_idx, number of images. A list, since
         # assigning an attribute of a module is slower.
         self.unrecorded: list[tuple[Tensor, float, int, int]] = []
+        self.last_loss: list[Tensor] = []
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, 28, 28] -> logits [B, C]."""
@@ -138,6 +139,11 @@ class Classifier(L.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Every `log_every_n_steps` steps, log the scalars of training and look at the loss."""
         self._record_step()
+
+    def on_train_end(self) -> None:
+        """Look at the loss of the last step, which need be neither logged nor followed by a validation."""
+        for loss in self.last_loss:
+            self._stop_if_diverged("train/loss", loss.item())
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/loss` and `val/acc`."""
@@ -223,6 +229,7 @@ class Classifier(L.LightningModule):
         if not self.unrecorded:
             return
         loss, lr, batch_idx, num_images = self.unrecorded.pop()
+        self.last_loss[:] = [loss]
         trainer: Any = self.trainer
         self.images_seen += num_images * trainer.world_size
         step = trainer.global_step

@@ -1,4 +1,4 @@
-"""Drawings of digits, curves and mistakes, and the one way to keep them: a PNG file."""
+"""Drawings of digits, curves and mistakes, and how runs keep them: as PNG files."""
 
 import math
 from collections.abc import Sequence

@@ -36,7 +36,7 @@ class Run:
     module: Classifier
     trainer: L.Trainer
     timer: Timer
-    setting_hash: str | None = None
+    setting_hash: str
     result: Result | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     best_epoch: int | None = None
@@ -122,7 +122,7 @@ class Run:
 
     def start_anew(self) -> None:
         """Remove what an earlier attempt left in the run folder."""
-        for pattern in ("events.out.tfevents.*", "checkpoints/*.ckpt", "csv/*"):
+        for pattern in ("events.out.tfevents.*", "checkpoints/**/*.ckpt", "csv/*"):
             for leftover in self.run_dir.glob(pattern):
                 leftover.unlink()
 

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -103,8 +104,9 @@ def no_folder_left(run_dir: Path) -> Iterator[None]:
     """Remove the run folder, if nothing but its log is in it, when a run ends before it has started."""
     try:
         yield
-    except (UserError, KeyboardInterrupt):
-        remove_unused(run_dir)
+    except (UserError, KeyboardInterrupt, SystemExit) as end:
+        if not isinstance(end, SystemExit) or end.code == 128 + signal.SIGTERM:  # another tells what is in the folder
+            remove_unused(run_dir)
         raise
 
 

@@ -19,8 +19,8 @@ from lightning_utilities.core import imports
 
 from mnist_lit import run_folder
 
-# What torchmetrics imports if it is there; see `fast_imports`. The last is for plots of metrics, as in a notebook.
-SLOW_TO_IMPORT = ("librosa", "scipy", "torch_fidelity", "torchvision", "transformers", "vmaf_torch", "matplotlib")
+# What torchmetrics imports if it is there; see `fast_imports`.
+SLOW_TO_IMPORT = ("librosa", "scipy", "torch_fidelity", "torchvision", "transformers", "vmaf_torch")
 
 CGROUP = Path("/sys/fs/cgroup")  # as a container sees its own
 
@@ -69,7 +69,7 @@ def fast_imports(*, is_program: bool = True) -> Iterator[None]:
         yield
         return
     has_requirement, has_package = imports.RequirementCache.__bool__, imports.package_available
-    hidden = SLOW_TO_IMPORT if is_program else SLOW_TO_IMPORT[:-1]
+    hidden = (*SLOW_TO_IMPORT, "matplotlib") if is_program else SLOW_TO_IMPORT  # for plots of metrics, as in a notebook
     was_enabled = gc.isenabled()
     gc.disable()
     if is_program:

@@ -251,7 +251,8 @@ def _execute(run: "Run", cfg: DictConfig, resume_from: Path | None) -> Result:
 def _show(result: Result, run: "Run", cfg: DictConfig) -> None:
     """Print what a person wants to know when a run has ended."""
     rows = [(tag, f"{result.metrics[tag]:.4f}") for tag in sorted(result.metrics, reverse=True)]
-    if result.status == "finished" and cfg.data.get("val_size") and not result.history["val/loss"]:
+    is_to_validate = cfg.data.get("val_size") and cfg.trainer.get("limit_val_batches") != 0
+    if result.status == "finished" and is_to_validate and not result.history["val/loss"]:
         rows.insert(0, ("val", "never: the run ended before its first validation"))
     if "val/acc" in result.metrics:
         is_chosen = getattr(run.trainer.checkpoint_callback, "monitor", None) is not None

@@ -11,6 +11,7 @@ import pytest
 from conftest import Train, Trained
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -165,6 +166,13 @@ def test_pictures_are_those_of_the_run_folder(events: Any, trained: Trained, tag
 
 def test_no_other_pictures_are_logged(events: Any) -> None:
     assert len(events.Tags()["images"]) == 5
+
+
+def test_graph_and_row_are_written_once(trained: Trained) -> None:
+    (path,) = trained.folder.glob("events.out.tfevents.*")
+    events = list(EventFileLoader(str(path)).Load())
+    assert sum(event.WhichOneof("what") == "graph_def" for event in events) == 1
+    assert [value.tag for event in events for value in event.summary.value].count(metadata.SESSION_START_INFO_TAG) == 1
 
 
 def test_graph_shows_the_layers(events: Any) -> None:

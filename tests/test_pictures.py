@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -11,8 +12,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.patches import Rectangle
+from torch.utils.data import DistributedSampler
 
-from mnist_lit.callbacks.pictures import Pictures
+from mnist_lit.callbacks.pictures import Pictures, in_order
 from mnist_lit.pictures import RIGHT, WRONG, draw_confusion_matrix, draw_curves, draw_images, draw_reliability
 
 HISTORY = {
@@ -174,3 +176,17 @@ def test_an_unknown_picture_is_refused() -> None:
 def test_only_the_pictures_asked_for_are_drawn(train_run: Train) -> None:
     run = train_run("callbacks.pictures.draw=[predictions,loss_curve]", "trainer.max_epochs=1", full=True)
     assert sorted(path.name for path in (run.folder / "figures").iterdir()) == ["loss_curve.png", "predictions.png"]
+
+
+@pytest.mark.parametrize(("num_images", "num_processes"), [(8, 1), (8, 2), (7, 2), (8, 3)])
+def test_predictions_of_several_processes_are_put_in_order(num_images: int, num_processes: int) -> None:
+    labels = torch.arange(num_images)
+    images: Any = range(num_images)
+    seen: set[int] = set()
+    shares = []
+    for rank in range(num_processes):
+        positions: list[int] = list(DistributedSampler(images, num_processes, rank, shuffle=False))
+        own = torch.tensor([position for position in positions if position not in seen])  # no image counts twice
+        seen |= {*positions}
+        shares.append(torch.stack([own + 100, own]))
+    assert torch.equal(in_order(shares), torch.stack([labels + 100, labels]))

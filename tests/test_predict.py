@@ -232,13 +232,14 @@ def test_missing_checkpoint_is_named(main: Main) -> None:
 
 def test_names_stand_for_files_folders_and_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("a/2.png", "a/1.png", "a/sub/3.png", "a/x[1].jpg"):
+    for name in ("a/2.png", "a/1.png", "a/sub/3.png", "a/x[1].jpg", "~draft.png"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).touch()
     assert album.find("a") == [Path("a/1.png"), Path("a/2.png"), Path("a/x[1].jpg")]
     assert album.find("a/*.png") == [Path("a/1.png"), Path("a/2.png")]
     assert album.find("a/**/*.png") == [Path("a/1.png"), Path("a/2.png"), Path("a/sub/3.png")]
     assert album.find("a/x[1].jpg") == [Path("a/x[1].jpg")]
+    assert album.find("~draft.png") == album.find("~*") == [Path("~draft.png")]
     with pytest.raises(UserError, match="no such file or folder"):
         album.find("b")
 

@@ -199,6 +199,10 @@ def test_a_best_checkpoint_with_numbers_in_its_name_is_found_or_made_again(name:
     assert read_result(folder)["metrics"] == read_result(whole)["metrics"]
     names, expected = (sorted(str(path.relative_to(run)) for path in run.rglob("*.ckpt")) for run in (folder, whole))
     assert names == expected
+    (folder / "checkpoints" / "last.ckpt").unlink()
+    (folder / "result.json").unlink()
+    assert resume(folder) == 0  # from the beginning, all of its own removed
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.ckpt")) == expected
 
 
 def test_a_signal_is_heard_though_every_step_is_validated(tmp_path: Path) -> None:

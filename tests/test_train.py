@@ -247,6 +247,15 @@ def test_what_no_metric_chose_is_not_called_best(train_run: Train, capsys: pytes
     assert "\nlast epoch  1: all scores are of its checkpoint\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("length", ["trainer.max_epochs=1", "+trainer.max_steps=7"])
+def test_a_loss_that_nothing_logs_or_validates_is_looked_at_in_the_end(length: str, train_run: Train) -> None:
+    never = ["data.val_size=0", "callbacks.checkpoint.monitor=null", "test=false", "trainer.log_every_n_steps=1000"]
+    with pytest.raises(SystemExit) as end:
+        train_run(*never, length, "optimizer.lr=1e10")
+    assert end.value.code == 1
+    assert train_run(*never, length, run="sound").result["status"] == "finished"
+
+
 def test_run_too_short_for_a_curve_ends_well(train_run: Train) -> None:
     run = train_run(
         "data.val_size=0", "callbacks.checkpoint.monitor=null", "+trainer.max_steps=3", "test=false", full=True
@@ -287,6 +296,16 @@ def test_the_first_of_several_processes_takes_no_other_runs_folder(
     monkeypatch.setenv("LOCAL_RANK", "0")  # as torchrun does
     with pytest.raises(UserError, match="belongs to another run"):
         train(trained.config)
+
+
+@pytest.mark.parametrize(
+    ("override", "is_told"), [("+trainer.max_steps=2", True), ("+trainer.limit_val_batches=0", False)]
+)
+def test_a_run_that_ends_before_its_first_validation_says_so(
+    override: str, is_told: bool, train_run: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_run(override, "callbacks.checkpoint.monitor=null", "trainer.max_epochs=1", "test=false")
+    assert ("never: the run ended before its first validation" in capsys.readouterr().out) == is_told
 
 
 def test_a_line_on_the_screen_for_all_that_counts(

@@ -12,6 +12,5 @@ class EarlyStopping(callbacks.EarlyStopping):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop at once what had been stopped."""
-        is_reached = self.stopping_threshold is not None and self.monitor_op(self.best_score, self.stopping_threshold)
-        if self.stopping_reason_message or self.wait_count >= max(self.patience, 1) or is_reached:
+        if self.stopping_reason_message:
             trainer.should_stop = True

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.seed import isolate_rng
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
@@ -52,7 +53,7 @@ class Pictures(L.Callback):
         if "samples" in self.draw:
             _publish(trainer, "samples", draw_images(images.numpy(), titles))
         if "augmented" in self.draw and data.augmentation is not None:
-            with torch.random.fork_rng(devices=[]):  # drawing must not change what the run draws
+            with isolate_rng(include_cuda=False):  # drawing must not change what the run draws
                 augmented = data.augmentation(images).clamp(0, 255).to(torch.uint8)
             _publish(trainer, "augmented", draw_images(augmented.numpy(), titles))
 
@@ -84,14 +85,19 @@ class Pictures(L.Callback):
         # Of several processes, one may have left out an image.
         self.predictions.append(torch.stack([outputs, batch[1][: len(outputs)]]))
 
-    @rank_zero_only
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw predictions and the confusion matrix (of this process's share of the images)."""
+        """Draw predictions and the confusion matrix."""
+        shares = [torch.cat(self.predictions, dim=1).cpu()]
+        if trainer.world_size > 1:
+            mine, shares = shares[0], shares * trainer.world_size
+            torch.distributed.all_gather_object(shares, mine)
+        if not trainer.is_global_zero:
+            return
+        predicted, labels = in_order(shares)
         data = _datamodule(trainer)
-        predicted, labels = torch.cat(self.predictions, dim=1).cpu()
         names = data.class_names
         gap = "\n" if max(map(len, names)) > 2 else " "  # two words of clothing are wider than a picture
-        shown = slice(self.num_images if trainer.world_size == 1 else 0)
+        shown = slice(self.num_images)
         titles = [
             names[p] if p == label else f"{names[p]},{gap}not {names[label]}"
             for p, label in zip(predicted[shown], labels[shown], strict=True)
@@ -103,6 +109,14 @@ class Pictures(L.Callback):
         if "confusion_matrix" in self.draw:
             confusion = multiclass_confusion_matrix(predicted, labels, num_classes=len(names))
             _publish(trainer, "confusion_matrix", draw_confusion_matrix(confusion.numpy(), names))
+
+
+def in_order(shares: Sequence[Tensor]) -> Tensor:
+    """Put the shares [2, n] of several processes together, which a distributed sampler has dealt out in turn."""
+    whole = shares[0].new_empty(2, sum(share.shape[1] for share in shares))
+    for rank, share in enumerate(shares):
+        whole[:, rank :: len(shares)] = share
+    return whole
 
 
 def _publish(trainer: L.Trainer, name: str, figure: Figure) -> None:

@@ -29,7 +29,7 @@ def find(name: str) -> list[Path]:
 
     Raises UserError if there are none.
     """
-    path = Path(name).expanduser()
+    path = Path(name)
     if path.is_dir():
         found = [file for file in path.iterdir() if not file.name.startswith(".")]
     else:  # a file's own name may hold the characters of a glob

@@ -186,9 +186,7 @@ def test_scores_table(runs: pd.DataFrame) -> Table:
     tags = [tag for tag in metric_tags(finished) if is_test(tag)]
     values = swept_values(finished)
     names = short_keys(list(values.columns))
-    settings = (
-        values.map(shown).agg(tuple, axis="columns") if names else pd.Series([()] * len(finished), finished.index)
-    )
+    settings = pd.Series([tuple(map(shown, row)) for row in values.to_numpy(dtype=object).tolist()], finished.index)
     rows = [
         [*setting, *(mean_and_sd(group[tag]) for tag in tags), str(len(group))]
         for setting, group in finished.groupby(settings, sort=False)

@@ -30,7 +30,7 @@ CHANGES_VAL_IMAGES = {
 SMALLEST_VALUES = {"data.batch_size": 1, "trainer.max_epochs": 1}
 
 SEEDS = "-m 'seed=range(5)'"
-NOT_RANKED = "No run was validated (data.val_size=0), so nothing is ranked. On the test images:"
+NOT_RANKED = "No run was validated, so nothing is ranked. On the test images:"
 
 
 def warnings(summary: Summary) -> Iterator[str]:

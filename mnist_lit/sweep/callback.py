@@ -71,7 +71,7 @@ class SweepCallback(Callback):
         jobs = ledger.read_jobs(folder)
         try:
             print(write_report([folder / job.name for job in jobs], folder))
-        except UserError as error:  # such as runs without validation, which nothing can rank
+        except UserError as error:  # nothing has ended, or what has was neither validated nor tested
             print(f"no report: {error}")
         failed = {job.name: reason for job in jobs if (reason := self._failure(folder / job.name)) is not None}
         for name, reason in failed.items():

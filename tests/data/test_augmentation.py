@@ -1,4 +1,5 @@
 import math
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -288,6 +289,18 @@ def test_pictures_show_distorted_samples_and_change_no_bit(train_run: Train) -> 
     darkness = [1 - picture[..., :3].mean() for picture in (samples, augmented)]
     assert darkness[0] == pytest.approx(darkness[1], rel=0.1)
     assert 0.01 < np.abs(samples - augmented).mean() < 0.3
+
+
+def test_pictures_leave_every_librarys_random_numbers_as_they_were(
+    train_run: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shifted(self: AffineElastic, images: Tensor) -> Tensor:
+        return images.roll(int(np.random.randint(5)) + random.randrange(5), dims=2)
+
+    monkeypatch.setattr(AffineElastic, "__call__", shifted)
+    bare = train_run(ON, "trainer.max_epochs=1", "test=false", run="bare")
+    drawn = train_run(ON, "trainer.max_epochs=1", "test=false", run="drawn", full=True)
+    assert same_weights(bare.last, drawn.last)
 
 
 def test_plain_run_draws_no_distorted_samples(train_run: Train) -> None:

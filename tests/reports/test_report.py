@@ -31,7 +31,7 @@ def test_runs_without_validation_are_told_but_not_ranked(add: Add, sweep_dir: Pa
     text = write_report([sweep_dir], sweep_dir)
     assert text.splitlines() == [
         "Report on demo: 4 of 5 runs finished.",
-        "No run was validated (data.val_size=0), so nothing is ranked. On the test images:",
+        "No run was validated, so nothing is ranked. On the test images:",
         "",
         "experiment  test/acc (mean ± sd)  n",
         "blog        0.8850 ± 0.0071       2",

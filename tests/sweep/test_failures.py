@@ -90,7 +90,7 @@ def test_on_error_stop_leaves_the_rest_undone(sweep: Sweep) -> None:
 def test_a_sweep_that_nothing_can_rank_ends_well(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep("data.val_size=0", "callbacks.checkpoint.monitor=null", "seed=0,1") == 0
     captured = capsys.readouterr()
-    assert "No run was validated (data.val_size=0), so nothing is ranked." in captured.out
+    assert "No run was validated, so nothing is ranked." in captured.out
     assert captured.err == ""  # seeds alone need no ranking
     assert sweep("data.val_size=0", "callbacks.checkpoint.monitor=null", "seed=0,1", "test=false", "sweep.name=s") == 0
     assert "no report: metric val/acc: no finished run has it" in capsys.readouterr().out
