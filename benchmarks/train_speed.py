@@ -79,6 +79,8 @@ class BareEpochs(L.Callback):
         self.paused += time.perf_counter() - started
 
     def count(self) -> None:
+        if self.data[0].is_cuda:
+            torch.cuda.synchronize()  # whose work is only asked for by then
         ours = self.timer.time_elapsed("train") - self.paused
         if self.bare:
             self.length += (ours - self.measured) / self.bare

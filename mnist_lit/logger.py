@@ -93,7 +93,7 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def log_graph(self, model: nn.Module, input_array: Tensor | None = None) -> None:
-        """Write the graph of the network (Lightning calls this at the start of a fit), once a run."""
+        """Write the graph of the network (Lightning calls this at the start of a fit and of a test), once."""
         if self.has_graph or "purge_step" in self._kwargs:
             return
         self.has_graph = True

@@ -140,10 +140,12 @@ class Classifier(L.LightningModule):
         """Every `log_every_n_steps` steps, log the scalars of training and look at the loss."""
         self._record_step()
 
-    def on_train_end(self) -> None:
-        """Look at the loss of the last step, which need be neither logged nor followed by a validation."""
+    def on_train_epoch_end(self) -> None:
+        """Look at the loss of the last step, which need be neither logged nor validated, before it is saved."""
         for loss in self.last_loss:
-            self._stop_if_diverged("train/loss", loss.item())
+            # Of all processes, or those whose own is finite would wait for the others.
+            mean: Tensor = self.trainer.strategy.reduce(loss, reduce_op="mean")
+            self._stop_if_diverged("train/loss", mean.item())
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/loss` and `val/acc`."""

@@ -105,7 +105,9 @@ def no_folder_left(run_dir: Path) -> Iterator[None]:
     try:
         yield
     except (UserError, KeyboardInterrupt, SystemExit) as end:
-        if not isinstance(end, SystemExit) or end.code == 128 + signal.SIGTERM:  # another tells what is in the folder
+        if (
+            not isinstance(end, SystemExit) or end.code == 128 + signal.SIGTERM
+        ):  # others come with a message, which may name the log
             remove_unused(run_dir)
         raise
 

@@ -96,11 +96,12 @@ def fast_imports(*, is_program: bool = True) -> Iterator[None]:
 def _silence_triton() -> None:
     """Drop what is written to stderr from here on, where triton is loaded, as torch does where it is installed.
 
-    What is left out of collections lives to the end, and triton 3.9 reports its part of that as 500 leaks, in 30 lines.
-    To collect it first would take 1.4 seconds.
+    What is left out of collections lives to the end, and triton 3.9, which comes with torch 2.15, reports its part of
+    that as 500 leaks, in 30 lines. To collect it first would take 1.4 seconds.
     """
     if "triton" in sys.modules:
-        sys.stdout.flush()  # whose errors shall be seen
+        if sys.stdout is not None:  # closed by the shell
+            sys.stdout.flush()  # whose errors shall be seen
         with Path(os.devnull).open("w") as nowhere:
             os.dup2(nowhere.fileno(), 2)
 

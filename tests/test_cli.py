@@ -231,9 +231,16 @@ def test_run_that_never_starts_takes_its_own_folder_away(tmp_path: Path, end: Ba
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "train.log").write_text("", encoding="utf-8")
-    with pytest.raises(type(end), match=r"^(no|143)$"), run_folder.no_folder_left(folder):
+    with pytest.raises(type(end), match=f"^{end}$"), run_folder.no_folder_left(folder):
         raise end
     assert not folder.exists()
+
+
+def test_run_that_has_told_where_its_log_is_keeps_it(tmp_path: Path) -> None:
+    (tmp_path / "train.log").touch()
+    with pytest.raises(SystemExit), run_folder.no_folder_left(tmp_path):
+        raise SystemExit(1)
+    assert (tmp_path / "train.log").exists()
 
 
 def test_folder_that_the_user_is_in_is_never_taken_away(

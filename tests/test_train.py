@@ -248,11 +248,14 @@ def test_what_no_metric_chose_is_not_called_best(train_run: Train, capsys: pytes
 
 
 @pytest.mark.parametrize("length", ["trainer.max_epochs=1", "+trainer.max_steps=7"])
-def test_a_loss_that_nothing_logs_or_validates_is_looked_at_in_the_end(length: str, train_run: Train) -> None:
+def test_a_loss_that_nothing_logs_or_validates_is_looked_at_in_the_end(
+    length: str, train_run: Train, tmp_path: Path
+) -> None:
     never = ["data.val_size=0", "callbacks.checkpoint.monitor=null", "test=false", "trainer.log_every_n_steps=1000"]
     with pytest.raises(SystemExit) as end:
-        train_run(*never, length, "optimizer.lr=1e10")
+        train_run(*never, length, "optimizer.lr=1e10", run="diverged")
     assert end.value.code == 1
+    assert not (tmp_path / "diverged" / "checkpoints").exists()  # from which it could go on
     assert train_run(*never, length, run="sound").result["status"] == "finished"
 
 

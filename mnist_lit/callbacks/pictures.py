@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.utils.data import DistributedSampler
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from mnist_lit.data import MNISTDataModule
@@ -88,7 +89,7 @@ class Pictures(L.Callback):
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw predictions and the confusion matrix."""
         shares = [torch.cat(self.predictions, dim=1).cpu()]
-        if trainer.world_size > 1:
+        if isinstance(getattr(trainer.test_dataloaders, "sampler", None), DistributedSampler):
             mine, shares = shares[0], shares * trainer.world_size
             torch.distributed.all_gather_object(shares, mine)
         if not trainer.is_global_zero:
