@@ -13,10 +13,9 @@ def _cpu_name() -> str:
 
 
 # For float32 torch asks MKL, which uses AVX2 on AMD's processors. oneDNN uses AVX-512 and takes half the time on two
-# Zen 5 cores: 0.43 instead of 0.97 ms for [512, 784] by [784, 256], and backward as well. Zen 4, which needs two turns
-# for 512 bits, gains less: oneDNN takes 0.9 to 1.1 of MKL's time for an epoch of the default network, 0.6 to 1.0 for
-# layers of 2,000 by 1,500.
-# On Intel's, where MKL uses AVX-512 too, oneDNN takes 1.1 to 1.8 times as long (a Xeon with AMX, two cores).
+# Zen 5 cores: 0.43 instead of 0.97 ms for [512, 784] by [784, 256], and backward as well. Zen 4 needs two turns for 512
+# bits: there oneDNN takes 0.9 to 1.1 of MKL's time for an epoch of the default network, and 0.6 to 1.0 for layers of
+# 2,000 by 1,500. On Intel's, where MKL uses AVX-512 too, it takes 1.1 to 1.8 times as long (two cores with AMX).
 IS_FASTER = (
     torch.backends.mkl.is_available()
     and torch.backends.mkldnn.is_available()

@@ -73,7 +73,7 @@ class Classifier(L.LightningModule):
         # Of the last step, until it is recorded: loss, learning rate, batch_idx, number of images. A list, since
         # assigning an attribute of a module is slower.
         self.unrecorded: list[tuple[Tensor, float, int, int]] = []
-        self.last_loss: list[Tensor] = []
+        self.last_loss: list[Tensor] = []  # of the last step as well, recorded or not
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, 28, 28] -> logits [B, C]."""

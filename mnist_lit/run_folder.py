@@ -104,10 +104,11 @@ def no_folder_left(run_dir: Path) -> Iterator[None]:
     """Remove the run folder, if nothing but its log is in it, when a run ends before it has started."""
     try:
         yield
-    except (UserError, KeyboardInterrupt, SystemExit) as end:
-        if (
-            not isinstance(end, SystemExit) or end.code == 128 + signal.SIGTERM
-        ):  # others come with a message, which may name the log
+    except (UserError, KeyboardInterrupt):
+        remove_unused(run_dir)
+        raise
+    except SystemExit as end:
+        if end.code == 128 + signal.SIGTERM:  # with another, what was told may name the log
             remove_unused(run_dir)
         raise
 

@@ -69,7 +69,8 @@ def fast_imports(*, is_program: bool = True) -> Iterator[None]:
         yield
         return
     has_requirement, has_package = imports.RequirementCache.__bool__, imports.package_available
-    hidden = (*SLOW_TO_IMPORT, "matplotlib") if is_program else SLOW_TO_IMPORT  # for plots of metrics, as in a notebook
+    plots = ("matplotlib",) if is_program else ()  # of metrics, which a notebook may want
+    hidden = (*SLOW_TO_IMPORT, *plots)
     was_enabled = gc.isenabled()
     gc.disable()
     if is_program:
@@ -100,8 +101,8 @@ def _silence_triton() -> None:
     that as 500 leaks, in 30 lines. To collect it first would take 1.4 seconds.
     """
     if "triton" in sys.modules:
-        if sys.stdout is not None:  # closed by the shell
-            sys.stdout.flush()  # whose errors shall be seen
+        if sys.stdout is not None:  # as where the shell has closed it
+            sys.stdout.flush()  # its errors shall be seen
         with Path(os.devnull).open("w") as nowhere:
             os.dup2(nowhere.fileno(), 2)
 

@@ -88,9 +88,10 @@ class Pictures(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw predictions and the confusion matrix."""
-        shares = [torch.cat(self.predictions, dim=1).cpu()]
+        mine = torch.cat(self.predictions, dim=1).cpu()
+        shares = [mine]
         if isinstance(getattr(trainer.test_dataloaders, "sampler", None), DistributedSampler):
-            mine, shares = shares[0], shares * trainer.world_size
+            shares = [mine] * trainer.world_size
             torch.distributed.all_gather_object(shares, mine)
         if not trainer.is_global_zero:
             return
