@@ -19,7 +19,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging, Timer
+from lightning.pytorch.callbacks import EarlyStopping, ProgressBar, StochasticWeightAveraging, Timer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
@@ -89,6 +89,11 @@ def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
     module.save_hyperparameters(config)
     callbacks, timer = _build_callbacks(cfg, config)
     loggers = [_build_one_of(Logger, f"logger.{name}", node) for name, node in cfg.logger.items() if node]
+    defaults = {
+        "plugins": [WholeFiles()],
+        # Else Lightning draws a bar of its own where callbacks.progress is left out.
+        "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
+    }
     with quiet():
         trainer = build_part(
             "trainer",
@@ -96,7 +101,7 @@ def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
             callbacks=callbacks,
             logger=loggers or False,
             default_root_dir=cfg.run_dir,
-            **({} if "plugins" in cfg.trainer else {"plugins": [WholeFiles()]}),
+            **{key: value for key, value in defaults.items() if key not in cfg.trainer},
         )
     num_cores = os.cpu_count() or 1
     if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > num_cores:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 
 from mnist_lit.errors import UserError
+from mnist_lit.notation import in_yaml
 
 MONITORED = ("val/acc", "val/loss")
 
@@ -52,7 +53,9 @@ def check_together(config: dict[str, Any]) -> None:
         raise UserError(f"trainer.accelerator={accelerator}: torch finds no GPU here; set it to cpu or auto")
     max_epochs = trainer.get("max_epochs")
     if max_epochs is None or max_epochs == 0 or max_epochs < -1:
-        raise UserError(f"trainer.max_epochs={max_epochs}: must be at least 1, or -1: until a callback stops it")
+        raise UserError(
+            f"trainer.max_epochs={in_yaml(max_epochs)}: must be at least 1, or -1: until a callback stops it"
+        )
     clip, precision = trainer.get("gradient_clip_val") or 0, str(trainer.get("precision"))
     scheduler = config["scheduler"] or {}
     is_long = max_epochs == -1 and not (trainer.get("max_steps", -1) > 0 and scheduler.get("interval") == "step")

@@ -87,6 +87,9 @@ def named(error: Exception, arguments: Sequence[str]) -> Exception:
     """Return the error, or one that names the word of the command line that is meant, where Hydra's does not."""
     if str(error).startswith("Unable to configure handler") and isinstance(error.__cause__, OSError):
         return error.__cause__  # of the log's file
+    if isinstance(error, OSError):  # of a folder that Hydra makes
+        meant = [word for word in arguments if word.partition("=")[2] == error.filename]
+        return UserError(f"{meant[0]}: {error.strerror}; name another folder") if meant else error
     if not str(error).startswith(UNNAMED):
         return error
     return UserError(_refused_option(arguments) or f"{' '.join(arguments)}: {error}")

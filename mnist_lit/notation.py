@@ -1,11 +1,12 @@
 """How the values of keys, numbers and counts are read and written."""
 
+import json
 import math
 import re
 from collections.abc import Iterable
 from itertools import pairwise
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # which takes a quarter of a second, and every run reads numbers
     import pandas as pd
@@ -20,6 +21,11 @@ def parsed(text: str) -> Value:
     except ValueError:
         return re.sub(r"^(['\"])(\D.*)\1$", r"\2", text)
     return number if math.isfinite(number) else text
+
+
+def in_yaml(value: Any) -> str:
+    """Return a value of the configuration as it is written there: `null`, `true`."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def shown(value: Value) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import typeguard
 
 from mnist_lit.errors import UserError
-from mnist_lit.notation import parsed
+from mnist_lit.notation import in_yaml, parsed
 
 # What a node may hold for Hydra itself.
 HYDRAS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
@@ -38,17 +38,16 @@ def check_arguments(
         if name in HYDRAS:
             continue
         dotted = f"{key}.{name}" if key else name
+        seen = f"{dotted}={in_yaml(value)}"
         if name not in names and not takes_any:
             close = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
             out = f"; leave it out, or write ~{dotted} where a file sets it" if key else ""
-            raise UserError(
-                f"{dotted}={value}: not a key; {hint}{key or 'the configuration'} takes {', '.join(names)}{out}"
-            )
+            raise UserError(f"{seen}: not a key; {hint}{key or 'the configuration'} takes {', '.join(names)}{out}")
         if name in given:
-            raise UserError(f"{dotted}={value}: would have no effect; it is set by {given[name]}")
+            raise UserError(f"{seen}: would have no effect; it is set by {given[name]}")
         if name in hints and not _is_built_first(value) and not _is_a(value, hints[name]):
-            raise UserError(f"{dotted}={value}: must be {_in_words(hints[name])}{_hint(dotted, value, hints[name])}")
+            raise UserError(f"{seen}: must be {_in_words(hints[name])}{_hint(dotted, value, hints[name])}")
     if node.get("_partial_") or "_args_" in node:
         return
     for name in required:

@@ -117,7 +117,8 @@ def test_root_that_is_a_file_is_refused(main: Main, tmp_path: Path) -> None:
 
 def test_output_folder_below_a_file_is_refused(main: Main, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    assert_refused(main("data=sample", "hydra.run.dir=file/run"), tmp_path, "Not a directory", "file/run")
+    outcome = main("data=sample", "hydra.run.dir=file/run")
+    assert_refused(outcome, tmp_path, "error: hydra.run.dir=file/run: Not a directory; name another folder\n")
 
 
 def test_outputs_that_is_a_file_is_refused(main: Main, tmp_path: Path) -> None:

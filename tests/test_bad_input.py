@@ -132,7 +132,7 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
         "~loss +loss={_target_:torch.nn.CrossEntropyLoss,reduction:none}",
         ["loss: must give one number for a batch, got [2] numbers"],
     ),
-    ("optimizer._target_=torch.optim.RMSprop", ["optimizer.nesterov=False: not a key; ", "write ~optimizer.nesterov"]),
+    ("optimizer._target_=torch.optim.RMSprop", ["optimizer.nesterov=false: not a key; ", "write ~optimizer.nesterov"]),
     ("optimizer=sdg", ["optimizer=sdg: no such option, there are adam, adamw, sgd; did you mean optimizer=sgd?"]),
     ("experiment=bolg", ["experiment=bolg: no such option, there are ", " blog,", "did you mean experiment=blog?"]),
     ("callbacks=[default,erly]", ["callbacks=erly: no such option, there are default, early_stopping"]),
@@ -164,8 +164,8 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
         "+callbacks.checkpoint.save_top_k=2",
         ["callbacks.checkpoint.save_top_k=2: all would go to one", "filename="],
     ),
-    ("+trainer.logger=false", ["trainer.logger=False: would have no effect; it is set by logger=OPTION"]),
-    ("+data.augmentation=null", ["data.augmentation=None: would have no effect; it is set by augmentation=OPTION"]),
+    ("+trainer.logger=false", ["trainer.logger=false: would have no effect; it is set by logger=OPTION"]),
+    ("+data.augmentation=null", ["data.augmentation=null: would have no effect; it is set by augmentation=OPTION"]),
     ("trainer.max_time=soon", ["trainer", "soon"]),
     ("trainer.check_val_every_n_epoch=5", ["trainer.check_val_every_n_epoch=5: above trainer.max_epochs=1"]),
     ("-m seed=0,1 hydra.run.dir=x", ["hydra.run.dir=x: a single run's; a sweep is named by sweep.name=NAME"]),
@@ -226,11 +226,11 @@ def test_bad_command_line_is_refused_in_one_line(main: Main, tmp_path: Path, arg
 
 # The same checks without a command line, for more values.
 VALUES: list[tuple[str, list[str]]] = [
-    ("seed=null", ["seed=", "must be a whole number"]),
+    ("seed=null", ["seed=null: must be a whole number"]),
     ("test=perhaps", ["test=perhaps: must be true or false"]),
     ("trainer.max_time=60", ["trainer.max_time=60: must be ", "; write DD:HH:MM:SS, such as 00:00:10:00"]),
     ("model.hidden_sizes=64", ["model.hidden_sizes=64: must be a list, each a whole number; write [64]"]),
-    ("trainer.max_epochs=true", ["trainer.max_epochs=True: must be a whole number"]),
+    ("trainer.max_epochs=true", ["trainer.max_epochs=true: must be a whole number"]),
     ("seed=4294967296", ["seed=4294967296: must be from 0 to 4294967295"]),
     ("optimizer.lr=.nan", ["optimizer.lr=nan: must be above 0"]),
     ("data.eval_batch_size=0", ["data.eval_batch_size must be at least 1 and below 2147483648, got 0"]),

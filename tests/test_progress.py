@@ -63,6 +63,17 @@ def test_nothing_is_drawn_where_stdout_is_no_terminal(train_run: Train, capsys: 
     assert "\r" not in printed.out + printed.err
 
 
+def test_nothing_is_drawn_where_the_shell_has_closed_stdout(train_run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert train_run("trainer.max_epochs=1").result["status"] == "finished"
+
+
+def test_no_bar_takes_the_place_of_one_that_is_left_out(train_run: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    train_run("~callbacks.progress", "trainer.max_epochs=1")
+    printed = capsys.readouterr()
+    assert "Epoch" not in printed.out + printed.err  # as Lightning calls it
+
+
 def test_bar_is_drawn_once_a_refresh(train_run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
 

@@ -32,7 +32,8 @@ class Progress(TQDMProgressBar):
         super().__init__()
         self.is_wide = shutil.get_terminal_size().columns >= self.WIDE_FROM
         self.BAR_FORMAT = self.WIDE if self.is_wide else self.NARROW
-        if not (always or sys.stdout.isatty()):
+        is_terminal = sys.stdout is not None and sys.stdout.isatty()  # None where the shell has closed it
+        if not (always or is_terminal):
             self.disable()
         self.refresh_seconds = refresh_seconds
         self.redrawn = 0.0

