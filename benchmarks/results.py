@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 from scipy.stats import ttest_rel
 
 from mnist_lit import run_folder
-from mnist_lit.sweep.ledger import read_result
+from mnist_lit.result import read_result
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "benchmarks" / "results"

@@ -1,4 +1,4 @@
-"""Hydra's plug for our sweeper: Hydra takes plugins from this package only."""
+"""The sweeper of grids, here since Hydra looks for plugins in the namespace `hydra_plugins` only."""
 
 import os
 from collections.abc import Sequence

@@ -33,7 +33,6 @@ def train(*overrides: str, run_dir: str | Path | None = None, config_dir: str | 
     """
     from mnist_lit import cli, run_folder, startup
     from mnist_lit.errors import UserError
-    from mnist_lit.sweep import ledger
 
     with startup.fast_imports(is_program=False):  # what else this process holds is the caller's
         from mnist_lit.build import build
@@ -50,7 +49,7 @@ def train(*overrides: str, run_dir: str | Path | None = None, config_dir: str | 
     folder = Path(run_dir or run_folder.new_folder("outputs/train")).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     cfg.run_dir = str(folder)
-    with ledger.held(folder), run_folder.no_folder_left(folder):
+    with run_folder.held(folder), run_folder.no_folder_left(folder):
         run_folder.check_is_new(folder)
         given = [f"--config-dir={config_dir}", *overrides] if config_dir is not None else overrides
         run = build(cfg, given)

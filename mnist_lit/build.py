@@ -35,6 +35,7 @@ from mnist_lit.data import MNISTDataModule
 from mnist_lit.errors import UserError, in_one_line
 from mnist_lit.loop import StepLoop
 from mnist_lit.module import Classifier
+from mnist_lit.notation import in_yaml
 from mnist_lit.result import config_hash
 from mnist_lit.run import Run, quiet
 from mnist_lit.signatures import check_arguments
@@ -214,13 +215,16 @@ def _check_shapes(module: Classifier, num_classes: int) -> None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Using a target size")
-            loss = module.loss(logits, torch.zeros(2, dtype=torch.int64))
+            labels = torch.zeros(2, dtype=torch.int64)
+            loss, of_twice = module.loss(logits, labels), module.loss(logits.repeat(2, 1), labels.repeat(2))
     except Exception as error:  # whatever a loss says to options that its constructor takes
         raise UserError(f"loss: {in_one_line(error)}") from error
     if not isinstance(loss, Tensor):
         raise UserError(f"loss: must give one number for a batch, a tensor, got {type(loss).__name__}")
     if loss.ndim:
         raise UserError(f"loss: must give one number for a batch, got {list(loss.shape)} numbers")
+    if loss and torch.isclose(of_twice, 2 * loss):
+        raise UserError("loss: is a sum over the batch, and must be a mean, or val/loss would grow with the batches")
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
@@ -281,6 +285,8 @@ def targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 
 def locate(key: str, target: str) -> Callable[..., Any]:
     """Import what a `_target_` names; raises UserError, naming the key, if that cannot be done."""
+    if not isinstance(target, str):
+        raise UserError(f"{key}._target_={in_yaml(target)}: must name a class, as package.module.Class")
     try:
         found: Callable[..., Any] = get_object(target)
     except Exception as error:  # whatever importing a user's module raises

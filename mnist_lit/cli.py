@@ -71,7 +71,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
 
 
 def run_with_checkpoint(task: Callable[..., None], config_name: str) -> None:
-    """Run `task` with the configuration's keys as its arguments, `ckpt` among them, if they are those that it takes.
+    """Call `task` with the configuration's keys, `ckpt` among them, as arguments, once they are found to fit.
 
     Errors of the user's leave no folder. What is not there is told before torch is imported, which takes two seconds.
     """

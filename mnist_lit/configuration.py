@@ -95,12 +95,19 @@ def check_together(config: dict[str, Any]) -> None:
     for key, value in {"dirpath": folder, "filename": "last"}.items():
         if last and last.get(key) != value:
             raise UserError(f"callbacks.last.{key}={last.get(key)}: resume= looks for {folder}/last.ckpt; leave it out")
+    interruption = config["callbacks"].get("interruption") or {}
+    if interruption.get("path", where := f"{folder}/last.ckpt") != where:
+        raise UserError(f"callbacks.interruption.path={interruption['path']}: resume= looks for {where}; leave it out")
     for name, callback in config["callbacks"].items():
-        is_checkpoint = "Checkpoint" in str((callback or {}).get("_target_"))
+        if not callback:
+            continue
+        is_checkpoint = "Checkpoint" in str(callback["_target_"])
         instead = f"callbacks.{name}.monitor=null" if is_checkpoint else f"~callbacks.{name}"
-        _check_monitor(f"callbacks.{name}", callback or {}, config, instead=instead)
-        counts = (callback or {}).get("enable_version_counter", True) or "{" in (callback.get("filename") or "{")
-        if not counts and callback.get("save_top_k", 1) not in (0, 1):
+        _check_monitor(f"callbacks.{name}", callback, config, instead=instead)
+        if last and callback is not last and (callback.get("dirpath"), callback.get("filename")) == (folder, "last"):
+            raise UserError(f"callbacks.{name}.filename=last: is where callbacks.last writes; choose another")
+        is_told_apart = callback.get("enable_version_counter", True) or "{" in (callback.get("filename") or "{")
+        if not is_told_apart and callback.get("save_top_k", 1) not in (0, 1):
             raise UserError(
                 f"callbacks.{name}.save_top_k={callback['save_top_k']}: all would go to one file; give them names, "
                 f"callbacks.{name}.filename='{callback['filename']}-{{epoch}}'"

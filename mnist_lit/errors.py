@@ -31,8 +31,8 @@ def is_of_ctrl_c(error: BaseException | None) -> bool:
     return False
 
 
-def is_stdout_closed() -> bool:
-    """Return whether whoever reads what is printed has gone; then nothing more is sent there."""
+def drop_closed_stdout() -> bool:
+    """Send what is printed to nowhere if whoever reads it has gone; return whether that was so."""
     watched = select.poll()
     watched.register(sys.stdout.fileno(), 0)
     if not any(event & select.POLLERR for _, event in watched.poll(0)):

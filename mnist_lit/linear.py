@@ -33,8 +33,8 @@ class Linear(nn.Linear):
     """A `torch.nn.Linear` that oneDNN computes where it is faster: in float32, its sums in another order.
 
     That is where an AMD processor with AVX-512 has much to do. With other precisions, layouts and devices, under
-    torch.func, torch.export, torch.compile, torch.jit and autocast, and with `torch.backends.mkldnn.enabled = False`,
-    it is `torch.nn.Linear` to the bit.
+    torch.func, torch.autograd.forward_ad, torch.export, torch.compile, torch.jit and autocast, and with
+    `torch.backends.mkldnn.enabled = False`, it is `torch.nn.Linear` to the bit.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name for it)
@@ -56,6 +56,7 @@ def _is_faster_for(features: Tensor, weight: Tensor, bias: Tensor | None) -> boo
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
+        and torch.autograd.forward_ad._current_level < 0
         and _is_plain(features)
         and _is_plain(weight)
         and (bias is None or (_is_plain(bias) and bias.shape == weight.shape[:1]))

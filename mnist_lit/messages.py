@@ -15,7 +15,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, Interpolation
 from yaml import YAMLError
 
 from mnist_lit.composition import CONF_DIR
-from mnist_lit.errors import UserError, in_one_line, is_of_ctrl_c, is_stdout_closed
+from mnist_lit.errors import UserError, drop_closed_stdout, in_one_line, is_of_ctrl_c
 from mnist_lit.result import flatten
 
 # Extras in pyproject.toml that install plugins for Hydra.
@@ -111,7 +111,7 @@ def _no_such_option(group: str, option: str, options: Sequence[str] | None = Non
     close = difflib.get_close_matches(asked, options, n=1) or [
         known for known in options if known != "none" and (known in asked or (len(asked) > 2 and asked in known))
     ]
-    new = f"another is a file DIR/{group}/NAME.yaml, and --config-dir DIR"
+    new = f"to add one, write DIR/{group}/NAME.yaml and pass --config-dir DIR"
     hint = f"did you mean {group}={close[0]}?" if close else new
     return f"{group}={option}: no such option, there are {', '.join(options)}; {hint}"
 
@@ -168,7 +168,7 @@ def tell_and_exit(error: Exception) -> NoReturn:
 
 def tell(error: Exception) -> int:
     """Print the error in one line, log it with its traceback where it is not the user's, return the exit code."""
-    if isinstance(error, BrokenPipeError) and is_stdout_closed():
+    if isinstance(error, BrokenPipeError) and drop_closed_stdout():
         return 128 + signal.SIGPIPE
     if is_of_ctrl_c(error):
         return 128 + signal.SIGINT

@@ -37,8 +37,8 @@ class Schedule:
 class Classifier(L.LightningModule):
     """Trains `model` to classify images by minimising `loss`.
 
-    `loss(logits [B, C], labels [B])` is a scalar, mean over the batch. `optimizer(parameters)` and
-    `scheduler` build the rest.
+    `loss(logits [B, C], labels [B])` is a scalar, mean over the batch. `optimizer(parameters)` builds the
+    optimiser; `scheduler`, if any, its schedule.
 
     Scalars of training (`train/loss`, `lr`, `epoch`, `images_seen`) go straight to the loggers every
     `trainer.log_every_n_steps` steps: `self.log` on each step would cost a fifth of the training time.

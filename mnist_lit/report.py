@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mnist_lit.errors import UserError, is_stdout_closed
+from mnist_lit.errors import UserError, drop_closed_stdout
 from mnist_lit.sweep.ledger import LEDGER, read_jobs
 
 DESCRIPTION = """\
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UnicodeEncodeError as error:
         sys.exit(_refuse(f"{error.object!a}: is not UTF-8; rename that folder"))
     except OSError as error:
-        if isinstance(error, BrokenPipeError) and is_stdout_closed():
+        if isinstance(error, BrokenPipeError) and drop_closed_stdout():
             sys.exit(128 + signal.SIGPIPE)
         sys.exit(_refuse(f"{error.strerror}: {error.filename or output}"))
     except KeyboardInterrupt:

@@ -19,6 +19,7 @@ from mnist_lit.version import __version__
 
 SCHEMA_VERSION = 2  # since 2, `best_epoch` counts from 1
 FILE_NAME = "result.json"
+SCRATCH = ".part"  # how the name of a file ends that is being written
 
 Status = Literal["finished", "diverged", "failed", "interrupted"]
 
@@ -118,6 +119,15 @@ def git_commit() -> str | None:
     return described.stdout.strip() or None
 
 
+def read_result(run_dir: Path) -> dict[str, Any] | None:
+    """Return `result.json` of a run folder as plain data, or None where it is not there yet, or damaged."""
+    try:
+        result: dict[str, Any] = json.loads((run_dir / FILE_NAME).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # after a power cut, files may be empty
+        return None
+    return result if isinstance(result, dict) and {"config_hash", "status"} <= result.keys() else None
+
+
 def newest_run(holds: str) -> str:
     """Name the newest folder below outputs/train that holds a file, or how such folders are named."""
     found = max(Path("outputs/train").glob(f"*/*/{holds}"), key=lambda path: path.lstat().st_mtime, default=None)
@@ -134,7 +144,7 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write `content` to `path` so that readers see the old file or the new one, never a part; text becomes UTF-8."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch = path.with_name(f".{path.name}.{os.getpid()}{SCRATCH}")
     try:
         scratch.write_bytes(content.encode() if isinstance(content, str) else content)
         scratch.replace(path)
@@ -143,6 +153,6 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def remove_scratch(folder: Path) -> None:
-    """Remove what writers that were killed have left below a folder, which no other process may be writing to."""
-    for path in folder.rglob(".*.*.[0-9]*"):
+    """Remove what writers that were killed have left in a run's folder, which no other process may be writing to."""
+    for path in [*folder.glob(f".*.*.*{SCRATCH}"), *folder.glob(f"*/.*.*.*{SCRATCH}")]:
         path.unlink(missing_ok=True)

@@ -7,10 +7,11 @@ import shlex
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
+import filelock
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_lit.errors import UserError
@@ -97,6 +98,30 @@ def check_is_new(run_dir: Path) -> None:
     """Raise UserError if the folder has a run in it."""
     if (run_dir / CONFIG).exists():
         raise UserError(f"{run_dir} belongs to another run: resume={run_dir} goes on with it, or name a new folder")
+
+
+@contextmanager
+def claimed(run_dir: Path) -> Iterator[bool]:
+    """Try to lock a run's folder, and yield whether that worked: of two processes, one gets it.
+
+    The operating system releases the lock when the process dies, however it dies.
+    """
+    lock = filelock.FileLock(run_dir / ".lock", timeout=0)
+    with suppress(filelock.Timeout):
+        lock.acquire()
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
+
+
+@contextmanager
+def held(run_dir: Path) -> Iterator[None]:
+    """Lock a run's folder; raises UserError if another process has."""
+    with claimed(run_dir) as is_ours:
+        if not is_ours:
+            raise UserError(f"{run_dir}: another process is at work there; wait for it, or end it first")
+        yield
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import typeguard
@@ -84,6 +84,8 @@ def _is_built_first(value: Any) -> bool:
 def _is_a(value: Any, hint: Any) -> bool:
     if isinstance(value, bool) and hint in (int, float):
         return False  # Python's bool is an int; a user's `true` is not a number
+    if isinstance(value, str) and typing.get_origin(hint) in (Sequence, Iterable):
+        return False  # Python's text is a sequence of letters
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return any(_is_a(value, option) for option in typing.get_args(hint))
     if isinstance(value, list) and typing.get_origin(hint) is tuple:
@@ -122,11 +124,11 @@ def _in_words(hint: Any) -> str:
         words = " or ".join(filter(None, map(_in_words, options)))
         words = " or ".join(dict.fromkeys(words.split(" or ")))  # an option may stand in two literals
         return "null or an object that a _target_ names" if words == "null" else words
-    if origin is tuple:
+    if origin is tuple and options[-1] is not Ellipsis:
         return f"a list [{', '.join(map(_in_words, options))}]"
     if isinstance(origin, type) and issubclass(origin, typing.Mapping):
         return "a group of keys"
     if isinstance(origin, type) and issubclass(origin, typing.Iterable):
-        each = _in_words(options[0])
+        each = _in_words(options[0]) if options else ""
         return f"a list, each {each}" if each else "a list"
     return ""

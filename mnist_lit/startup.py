@@ -101,7 +101,7 @@ def _silence_triton() -> None:
     that as 500 leaks, in 30 lines. To collect it first would take 1.4 seconds.
     """
     if "triton" in sys.modules:
-        if sys.stdout is not None:  # as where the shell has closed it
+        if sys.stdout is not None:  # as it is where the shell has closed it
             sys.stdout.flush()  # its errors shall be seen
         with Path(os.devnull).open("w") as nowhere:
             os.dup2(nowhere.fileno(), 2)

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from mnist_lit import cli, messages, run_folder, startup
 from mnist_lit.errors import UserError, is_of_ctrl_c
 from mnist_lit.notation import count
-from mnist_lit.result import FILE_NAME, Result, config_hash, remove_scratch
+from mnist_lit.result import FILE_NAME, Result, config_hash, read_result, remove_scratch
 from mnist_lit.sweep import ledger
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def train(cfg: DictConfig) -> float | None:
         raise UserError(f"resume={cfg.resume}: a job of a sweep, whose own command goes on with it")
     # Lightning starts a distributed run's other processes in the same folder.
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"
-    with ledger.held(run_dir) if is_first else nullcontext():
+    with run_folder.held(run_dir) if is_first else nullcontext():
         if is_resumed:
             cfg = _as_it_was(cfg)
         elif is_first:
@@ -107,7 +107,7 @@ def _checkpoint_of(run: "Run") -> Path | None:
     Raises UserError, before anything in the run's folder is touched, for one that is damaged or past
     trainer.max_epochs, and for a run that has finished without one.
     """
-    is_finished = (ledger.read_result(run.run_dir) or {}).get("status") == "finished"
+    is_finished = (read_result(run.run_dir) or {}).get("status") == "finished"
     if (found := run.last_checkpoint()) is None:
         if is_finished:
             raise UserError(
@@ -147,11 +147,11 @@ def _train_as_job(cfg: DictConfig) -> float | None:
     left out.
     """
     run_dir, folder = Path(cfg.run_dir), Path(cfg.run_dir).parent
-    with ledger.claimed(run_dir) as is_ours:
+    with run_folder.claimed(run_dir) as is_ours:
         if not is_ours or (folder / ledger.STOP).exists():
             return None
         job = next((job for job in ledger.read_jobs(folder) if job.name == run_dir.name), None) or _enter(cfg)
-        result = ledger.read_result(run_dir)
+        result = read_result(run_dir)
         if not ledger.is_done(result, job.config_hash):
             try:
                 _execute_job(cfg, job)
@@ -160,7 +160,7 @@ def _train_as_job(cfg: DictConfig) -> float | None:
             startup.freeze_once()
             if HydraConfig.get().launcher._target_.endswith("BasicLauncher"):  # the screen is not a worker's
                 print(ledger.progress_line(folder, run_dir.name), flush=True)
-            result = ledger.read_result(run_dir)
+            result = read_result(run_dir)
     if result is None or result["status"] in ("diverged", "failed"):
         return ledger.WORST
     value: float | None = result["metrics"].get("val/acc")

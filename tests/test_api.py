@@ -59,8 +59,8 @@ except UserError as error:
         "optimizer.lr=abc: must be a number",
         "data.batch_size must be at least 1 and below 2147483648, got 0",
         "optimizer=sdg: no such option, there are adam, adamw, sgd; did you mean optimizer=sgd?",
-        "optimizer=null: no such option, there are adam, adamw, sgd; another is a file DIR/optimizer/NAME.yaml, and "
-        "--config-dir DIR",
+        "optimizer=null: no such option, there are adam, adamw, sgd; to add one, write DIR/optimizer/NAME.yaml and "
+        "pass --config-dir DIR",
         "resume=a: from Python, a run cannot go on; use python -m mnist_lit.train resume=a",
         "hydra.run.dir=a: not from Python, where run_dir= names the folder, config_dir= that of your options, "
         "and a loop makes a sweep",

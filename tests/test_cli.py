@@ -164,7 +164,7 @@ def test_pipe_that_is_not_stdout_breaks_loudly(main: Main, monkeypatch: pytest.M
         raise BrokenPipeError(32, "Broken pipe")
 
     monkeypatch.setattr(train, "_execute", broken)
-    monkeypatch.setattr(messages, "is_stdout_closed", lambda: False)
+    monkeypatch.setattr(messages, "drop_closed_stdout", lambda: False)
     outcome = main("data=sample", "hydra.run.dir=run")
     assert (outcome.code, outcome.err) == (2, "error: Broken pipe (where: run/train.log)\n")
 

@@ -248,6 +248,7 @@ def test_a_parametrization_is_computed_once() -> None:
         assert counted.calls == 1
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # which torch itself uses for forward_ad
 def test_transforms_of_functions_find_torchs_own() -> None:
     ours, theirs = layers()
     features = torch.randn(3, 512, 784)
@@ -259,7 +260,11 @@ def test_transforms_of_functions_find_torchs_own() -> None:
             outputs: Tensor = torch.func.functional_call(layer, parameters, (features[0],))
             return outputs.square().mean()
 
-        found.append((torch.func.grad(loss)(parameters)["weight"], torch.vmap(layer)(features)))
+        with torch.autograd.forward_ad.dual_level():
+            outputs = layer(torch.autograd.forward_ad.make_dual(features[0], features[1]))
+            tangent = torch.autograd.forward_ad.unpack_dual(outputs).tangent
+        assert tangent is not None
+        found.append((torch.func.grad(loss)(parameters)["weight"], torch.vmap(layer)(features), tangent))
     for mine, expected in zip(*found, strict=True):
         assert torch.equal(mine, expected)
 

@@ -15,7 +15,7 @@ HINTS: list[tuple[str, list[str]]] = [
     ("name=myrun", ["name is not a key", "; hydra.run.dir=FOLDER names a run, sweep.name=NAME a sweep\n"]),
     ("scheduler=plateau patience=5", ["; did you mean scheduler.scheduler.patience?\n"]),
     ("early_stopping=true", ["; callbacks=early_stopping brings it\n"]),
-    ("augmentation=nonexistent", ["; another is a file DIR/augmentation/NAME.yaml, and --config-dir DIR\n"]),
+    ("augmentation=nonexistent", ["; to add one, write DIR/augmentation/NAME.yaml and pass --config-dir DIR\n"]),
     ("optimizer.lr=0.1.2", ["optimizer.lr=0.1.2: must be a number\n"]),
     ("model.hidden_sizes=0.5", ["model.hidden_sizes=0.5: must be a list, each a whole number\n"]),
     ("data.checksums=abc", ["data.checksums=abc: must be a group of keys\n"]),
@@ -31,7 +31,10 @@ HINTS: list[tuple[str, list[str]]] = [
     ("trainer.max_epochs=abc", ["trainer.max_epochs=abc: must be a whole number or null\n"]),
     ("loss=MSE", ["; did you mean loss=one_hot_mse?\n"]),
     ("scheduler=CosineAnnealingLR", ["; did you mean scheduler=cosine?\n"]),
-    ("optimizer=rmsprop", ["there are adam, adamw, sgd; another is a file DIR/optimizer/NAME.yaml, and --config-dir"]),
+    (
+        "optimizer=rmsprop",
+        ["there are adam, adamw, sgd; to add one, write DIR/optimizer/NAME.yaml and pass --"],
+    ),
     (
         "optimizer=mine/optimizer/rmsprop.yaml",
         ["optimizer=mine/optimizer/rmsprop.yaml: no such option, there are adam"],

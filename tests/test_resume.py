@@ -173,11 +173,13 @@ def test_the_rows_of_a_table_go_on(tmp_path: Path) -> None:
 
 def test_a_run_killed_between_its_test_and_its_result_has_no_point_twice(whole: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(whole, tmp_path / "run")
-    (folder / "result.json").rename(folder / ".result.json.123")  # which is written before it is moved
-    (folder / "checkpoints" / ".last.ckpt.123").touch()
+    (folder / "result.json").rename(folder / ".result.json.123.part")  # which is written before it is moved
+    (folder / "checkpoints" / ".last.ckpt.123.part").touch()
+    (users := folder / ".mine.tar.7").touch()
     assert resume(folder) == 0
     assert_same(folder, whole)
-    assert not list(folder.rglob("*.123"))
+    assert not list(folder.rglob("*.part"))
+    assert users.exists()
 
 
 @pytest.mark.parametrize("name", ["{epoch}-{step}", "{epoch}-{val/acc:.3f}"])

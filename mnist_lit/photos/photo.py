@@ -130,11 +130,11 @@ def is_prepared(pixels: Pixels) -> bool:
     rows, columns = (np.flatnonzero(pixels.any(axis=axis)) for axis in (1, 0))
     if len(rows) == 0 or max(np.ptp(rows), np.ptp(columns)) + 1 not in (BOX - 1, BOX):
         return False
-    return bool(np.abs(_centre_of_mass(pixels) - CENTRE).max() <= OFF_CENTRE)
+    return bool(np.abs(np.array(ndimage.center_of_mass(pixels)) - CENTRE).max() <= OFF_CENTRE)
 
 
 def _grey(pixels: Pixels) -> Pixels:
-    """Return luminance (ITU-R 601-2, as Pillow's); what is transparent becomes black or white, unlike what is not."""
+    """Return luminance (ITU-R 601-2, as Pillow's); what is transparent becomes black or white, as contrasts more."""
     if pixels.ndim == 2:
         return pixels
     grey: Pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels[..., :3])).convert("L"))
@@ -188,15 +188,9 @@ def _scaled(ink: Ink) -> Ink:
 
 
 def _centred(ink: Ink) -> Pixels:
-    top, left = np.floor(CENTRE + 0.5 - _centre_of_mass(ink)).astype(int)
+    top, left = np.floor(CENTRE + 0.5 - np.array(ndimage.center_of_mass(ink))).astype(int)
     height, width = ink.shape
     top, left = min(max(top, 0), SIZE - height), min(max(left, 0), SIZE - width)
     canvas = np.zeros((SIZE, SIZE), dtype=np.uint8)
     canvas[top : top + height, left : left + width] = (ink * 255).round()
     return canvas
-
-
-def _centre_of_mass(pixels: Pixels | Ink) -> Ink:
-    """Return row and column, counted from 0."""
-    masses = [pixels.sum(axis=1, dtype=np.float32), pixels.sum(axis=0, dtype=np.float32)]
-    return np.array([(mass * np.arange(len(mass))).sum() / mass.sum() for mass in masses])

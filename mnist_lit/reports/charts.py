@@ -183,7 +183,7 @@ def draw_heatmap(summary: Summary) -> Figure | None:
     image = axes.imshow(goodness, cmap="viridis", vmin=lowest, vmax=np.nanmax(goodness), aspect="auto")
     decimals = num_decimals(table.ravel())
     for (row, column), mean in np.ndenumerate(table):
-        text = fixed(mean, decimals) + "\ndiverged" * bool(bad[row, column])
+        text = fixed(mean, decimals) + ("\ndiverged" if bad[row, column] else "")
         is_dark = sum(image.to_rgba(goodness[row, column])[:3]) < 1.4 and not math.isnan(mean)
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if is_dark else "#222222")
     axes.set_xticks(range(table.shape[1]), [shown(value) for value in means.columns])
@@ -235,7 +235,7 @@ def _add_legend(figure: Figure, summary: Summary) -> None:
     names = []
     for setting, row in enumerate(first.to_dict("records")):
         rank = "" if math.isnan(row["rank"]) else f"{row['rank']:.0f}. "
-        names.append(cut(f"{rank}{summary.label(setting)}{' (diverged)' * bool(row['bad'])}", 100))
+        names.append(cut(f"{rank}{summary.label(setting)}{' (diverged)' if row['bad'] else ''}", 100))
     if (others := len(summary.settings) - len(first)) > 0:
         names.append(f"{others} more")
     lines = [Line2D([], [], color=_colour(index), linewidth=3) for index in range(len(names))]

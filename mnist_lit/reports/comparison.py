@@ -94,7 +94,7 @@ def _p_value(difference: float, variance: float, freedom: float) -> float:
 
 
 def least_effect(n: int, num_settings: int) -> float:
-    """Return the least difference, in standard deviations of it over n >= 2 seeds, that the test detects for sure.
+    """Return the least observed difference, in standard deviations of it over n >= 2 seeds, that is significant.
 
     That of Student's paired t-test at the first step of `for_selection`: t at 1 - ALPHA / (2 pairs), over sqrt(n).
     """

@@ -11,7 +11,7 @@ import pandas as pd
 from mnist_lit.errors import UserError
 from mnist_lit.notation import Value, cut, parsed, shown
 from mnist_lit.reports.comparison import are_equal, compare_with_best
-from mnist_lit.reports.runs import is_test, metric_tags, setting_of
+from mnist_lit.reports.runs import METRIC, is_test, metric_tags, setting_of
 from mnist_lit.sweep.identity import short_keys
 
 Mode = Literal["max", "min"]
@@ -105,7 +105,7 @@ class Summary:
         return self.runs[chosen & (self.runs["status"] == "finished") if finished else chosen]
 
 
-def summarise(runs: pd.DataFrame, *, metric: str = "val/acc") -> Summary:
+def summarise(runs: pd.DataFrame, *, metric: str = METRIC) -> Summary:
     """Take runs that differ in nothing but their seed as one setting, and rank settings by their mean of `metric`.
 
     The lower is the better for a loss or an error, else the higher. Settings with a bad run come after all without,
@@ -137,8 +137,8 @@ def summarise(runs: pd.DataFrame, *, metric: str = "val/acc") -> Summary:
 def without_repetitions(runs: pd.DataFrame) -> pd.DataFrame:
     """Keep one of the runs that had the same configuration and seed: a finished one if there is one.
 
-    They are no further evidence: the same seed gives the same numbers. So is one of equal numbers and values, which may
-    have been written in two ways, such as 1 and 1.0.
+    They are no further evidence: the same seed gives the same numbers. Nor is a run of the same seed, values and
+    numbers, even where a value was written differently, such as 1 and 1.0.
     """
     tags = metric_tags(runs)
     configurations: list[tuple[Any, ...]] = []
@@ -207,7 +207,7 @@ def _order(settings: pd.DataFrame, mode: Mode) -> tuple[list[int], list[float]]:
     cost = ((-1 if mode == "max" else 1) * settings["mean"]).fillna(0.0)
     places = list(zip(settings["n"] == 0, settings["bad"] > 0, cost, strict=True))
     order = sorted(range(len(places)), key=lambda number: places[number])
-    ranks = [1.0][: len(order)]
+    ranks = [1.0] if order else []
     for place, (before, number) in enumerate(pairwise(order), start=2):
         is_same = places[before][:2] == places[number][:2] and are_equal(places[before][2], places[number][2])
         ranks.append(ranks[-1] if is_same else place)

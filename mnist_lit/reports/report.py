@@ -11,10 +11,8 @@ from mnist_lit.notation import Value
 from mnist_lit.reports import contents, pages
 from mnist_lit.reports.charts import CAPTIONS, draw_charts
 from mnist_lit.reports.ranking import Summary, summarise, swept_values
-from mnist_lit.reports.runs import is_test, metric_tags, read_runs
+from mnist_lit.reports.runs import METRIC, is_test, metric_tags, read_runs
 from mnist_lit.result import write_atomically
-
-METRIC = "val/acc"
 
 
 def write_report(folders: Sequence[Path], folder: Path, *, metric: str = METRIC) -> str:

@@ -14,9 +14,10 @@ from mnist_lit.errors import UserError
 from mnist_lit.notation import count
 from mnist_lit.result import FILE_NAME, SCHEMA_VERSION
 
+METRIC = "val/acc"  # what settings are ranked by, unless another is named
 NEVER_ENDED, UNREADABLE = "never ended", "unreadable"
-# Overrides that make no setting: what tells repetitions apart, where files go, how the sweep itself works.
-NOT_SETTINGS = re.compile(r"seed|run_dir|sweep(\..*)?")
+# Overrides that make no setting: what tells repetitions apart, where files are, what is drawn, how the sweep works.
+NOT_SETTINGS = re.compile(r"seed|run_dir|data\.root|(callbacks\.pictures|sweep)(\..*)?")
 
 
 def read_runs(folders: Iterable[Path]) -> pd.DataFrame:

@@ -131,8 +131,8 @@ def selection(summary: Summary) -> str:
         return f"{only}, so nothing was selected."
     whom = "the selected setting" if len(summary.winners) == 1 else "those of rank 1"
     return (
-        f"{text}Being the best of {rivals}, it is flattered; the score on the test images, shown for {whom} only, "
-        "is not."
+        f"{text}Chosen as the best of {rivals}, it looks better there than it is; the score on the test images, shown "
+        f"for {whom} only, is fair."
     )
 
 
@@ -154,7 +154,7 @@ def method(summary: Summary) -> str:
         hidden = f"With n = {fewest}, all but huge differences stay hidden: repeat with more seeds."
     elif is_paired:
         hidden = (
-            f"With n = {fewest}, a difference smaller than about {factor:.1f} times its spread over the seeds may stay "
+            f"With n = {fewest}, an observed difference below about {factor:.1f} times its spread over the seeds stays "
             + ("hidden: repeat with more seeds." if factor > 2 else "hidden.")
         )
     else:
@@ -166,7 +166,7 @@ def method(summary: Summary) -> str:
     told = (
         f"{first} in a two-sided {tests}, p-values corrected step by step (Holm, Shaffer) for having picked the best "
         f"of the {num_settings} that can be tested by the same numbers. {'' if is_clear else f'{hidden} '}"
-        f"The luck of the seeds is in it, not that of the validation images. {untestable}"
+        f"The test allows for the luck of the seeds, not for that of the validation images. {untestable}"
     )
     return told.strip()
 

@@ -15,9 +15,10 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
-from mnist_lit import messages
+from mnist_lit import messages, run_folder
 from mnist_lit.composition import JobLoader
 from mnist_lit.errors import UserError
+from mnist_lit.result import read_result
 from mnist_lit.sweep import ledger
 from mnist_lit.sweep.identity import job_name
 from mnist_lit.sweep.overrides import all_overrides, key_and_value, key_of, known_values, unswept_settings
@@ -82,11 +83,11 @@ class SweepCallback(Callback):
 
     def _failure(self, run_dir: Path) -> str | None:
         """Return why a job failed; None if it did not, is at work in another process, or was left out."""
-        if (result := ledger.read_result(run_dir)) is not None:
+        if (result := read_result(run_dir)) is not None:
             return str(result.get("error")) if result["status"] == "failed" else None
         if not run_dir.is_dir() or (run_dir.parent / ledger.STOP).exists():
             return None
-        with ledger.claimed(run_dir) as is_ours:
+        with run_folder.claimed(run_dir) as is_ours:
             return "it left no result.json" if is_ours else None
 
     def _prepare(self, config: DictConfig) -> None:
@@ -133,8 +134,9 @@ class SweepCallback(Callback):
                 print(f"note: {override.input_line} is one value; range(START,STOP,STEP)", file=sys.stderr)
         names, values = [job.name for job in jobs], [tuple(map(key_and_value, job)) for job in grid]
         self.names = set(names)
-        times = Counter(names) + Counter(values)
-        if twice := [name for name, value in zip(names, values, strict=True) if times[name] + times[value] > 2]:
+        num_names, num_values = Counter(names), Counter(values)
+        pairs = zip(names, values, strict=True)
+        if twice := [name for name, value in pairs if num_names[name] > 1 or num_values[value] > 1]:
             raise UserError(f"{', '.join(dict.fromkeys(twice))}: there twice; name each value once")
         settings = unswept_settings(config, overrides)
         if config.sweep.dry_run:
@@ -185,7 +187,7 @@ class SweepCallback(Callback):
 
             def status_of(params: Mapping[str, Any]) -> str | None:
                 name = job_name(keys, [f"{key}={value}" for key, value in params.items()])
-                return (ledger.read_result(folder / name) or {}).get("status")
+                return (read_result(folder / name) or {}).get("status")
 
             num_done, num_begun = take_up(sweeper.storage, sweeper.study_name, distributions(overrides), status_of)
             sweeper.n_trials = max(sweeper.n_trials - num_done, 0)

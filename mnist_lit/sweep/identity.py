@@ -27,7 +27,8 @@ def sweep_name(keys: Sequence[str], experiment: str | None) -> str:
 def job_name(keys: Sequence[str], overrides: Sequence[str]) -> str:
     """Return the swept part of a job's overrides, legibly: `lr=0.1,batch_size=128,seed=3`.
 
-    Numbers that a search drew have six digits. What cannot stand in a folder's name becomes `_`.
+    Numbers that a search drew have six digits: trials that agree in these are one job, which is trained once. What
+    cannot stand in a folder's name becomes `_`.
     """
     overrides = [re.sub(DRAWN_NUMBER, lambda number: f"{float(number[0]):.6g}", override) for override in overrides]
     given = (override.lstrip("+~").split("=", 1) for override in overrides if "=" in override)

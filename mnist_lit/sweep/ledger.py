@@ -2,8 +2,8 @@
 
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import Any
 import filelock
 
 from mnist_lit.errors import UserError
-from mnist_lit.result import FILE_NAME, write_atomically
+from mnist_lit.notation import in_yaml
+from mnist_lit.result import FILE_NAME, read_result, write_atomically
 
 LEDGER = "sweep.json"
 STOP = ".stop"
@@ -37,15 +38,6 @@ def ends(folder: Path, jobs: Sequence[Job]) -> dict[str, int]:
         with suppress(FileNotFoundError):  # or another process has just begun it anew
             found[job.name] = (folder / job.name / FILE_NAME).stat().st_mtime_ns
     return found
-
-
-def read_result(run_dir: Path) -> dict[str, Any] | None:
-    """Return `result.json` of a run folder as plain data, or None where it is not there yet, or damaged."""
-    try:
-        result: dict[str, Any] = json.loads((run_dir / FILE_NAME).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # after a power cut, files may be empty
-        return None
-    return result if isinstance(result, dict) and {"config_hash", "status"} <= result.keys() else None
 
 
 def is_done(result: Mapping[str, Any] | None, config_hash: str) -> bool:
@@ -87,7 +79,7 @@ def check_is_same(folder: Path, keys: Sequence[str], settings: Mapping[str, Any]
         differences = [f"sweep {', '.join(ledger['keys'])}, not {', '.join(keys)}"]
     else:
         differences = [
-            f"have {key}={_as_typed(ledger['settings'].get(key))}, not {_as_typed(settings.get(key))}"
+            f"have {key}={in_yaml(ledger['settings'].get(key))}, not {in_yaml(settings.get(key))}"
             for key in sorted(ledger["settings"].keys() | settings.keys())
             # 1 and 1.0 are one number, but one batch and all of them in trainer.limit_train_batches.
             if repr(ledger["settings"].get(key)) != repr(settings.get(key))
@@ -101,10 +93,6 @@ def check_is_same(folder: Path, keys: Sequence[str], settings: Mapping[str, Any]
         raise UserError(
             f"sweep.name={folder.name}: the runs in {folder} {difference}; choose another sweep.name{otherwise}"
         )
-
-
-def _as_typed(value: Any) -> str:
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def enter(folder: Path, jobs: Sequence[Job]) -> None:
@@ -213,27 +201,3 @@ class ProgressLines(threading.Thread):
 
     def _ended(self) -> dict[str, int]:
         return ends(self.folder, read_jobs(self.folder))
-
-
-@contextmanager
-def claimed(run_dir: Path) -> Iterator[bool]:
-    """Try to lock a job's folder, and yield whether that worked: of two processes, one gets it.
-
-    The operating system releases the lock when the process dies, however it dies.
-    """
-    lock = filelock.FileLock(run_dir / ".lock", timeout=0)
-    with suppress(filelock.Timeout):
-        lock.acquire()
-    try:
-        yield lock.is_locked
-    finally:
-        lock.release()
-
-
-@contextmanager
-def held(run_dir: Path) -> Iterator[None]:
-    """Lock a run's folder; raises UserError if another process has."""
-    with claimed(run_dir) as is_ours:
-        if not is_ours:
-            raise UserError(f"{run_dir}: another process is at work there; wait for it, or end it first")
-        yield

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from mnist_lit import startup
 from mnist_lit.errors import UserError
-from mnist_lit.result import config_hash
+from mnist_lit.result import config_hash, read_result
 from mnist_lit.sweep import ledger
 from mnist_lit.sweep.identity import job_name
 
@@ -47,7 +47,7 @@ class Preflight:
                 resolved = build.check(cfg)
                 job = ledger.Job(name=name, overrides=overrides, config_hash=config_hash(resolved))
                 but_for_the_seed = config_hash(resolved | {"seed": None})
-                is_done = ledger.is_done(ledger.read_result(self.folder / name), job.config_hash)
+                is_done = ledger.is_done(read_result(self.folder / name), job.config_hash)
                 if not is_done and but_for_the_seed not in self.built:
                     datamodule = build.build_job(cfg).datamodule
                     self.built.add(but_for_the_seed)
@@ -65,7 +65,7 @@ class Preflight:
 
 def describe_jobs(folder: Path, jobs: list[ledger.Job]) -> str:
     """List the jobs with their state, and how long the rest will take by the mean of those that ran."""
-    results = {job.name: ledger.read_result(folder / job.name) for job in jobs}
+    results = {job.name: read_result(folder / job.name) for job in jobs}
     done = {job.name for job in jobs if ledger.is_done(results[job.name], job.config_hash)}
     lines = [f"{'done' if job.name in done else 'to do':6} {job.name}" for job in jobs]
     seconds = [result["fit_seconds"] for result in results.values() if result and result["fit_seconds"]]

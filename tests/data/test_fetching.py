@@ -257,7 +257,12 @@ def test_order_of_the_sources_is_kept(
         (
             "",
             {"fetch_from": ("mirrors",), "name": "NoSuchMNIST"},
-            "mirrors: torchvision has no data set NoSuchMNIST",
+            "mirrors: torchvision has no data set like MNIST called NoSuchMNIST",
+        ),
+        (
+            "",
+            {"fetch_from": ("mirrors",), "name": "INaturalist"},  # 224 GB
+            "mirrors: torchvision has no data set like MNIST called INaturalist",
         ),
         ("", {"fetch_from": ()}, "nothing tried"),
     ],
@@ -270,6 +275,7 @@ def test_order_of_the_sources_is_kept(
         "slow npm",
         "no package",
         "unknown name",
+        "name of photos",
         "no source",
     ],
 )

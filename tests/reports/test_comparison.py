@@ -126,7 +126,7 @@ def test_report_marks_what_cannot_be_told_from_the_best_and_names_the_test(add: 
         assert "paired t-test over the seeds" in shown
         assert "for having picked the best of the 3 that can be tested by the same numbers" in shown
         assert (
-            "With n = 4, a difference smaller than about 2.4 times its spread over the seeds may stay hidden" in shown
+            "With n = 4, an observed difference below about 2.4 times its spread over the seeds stays hidden" in shown
         )
         assert "Welch" not in shown
     page = (sweep_dir / "report.html").read_text()

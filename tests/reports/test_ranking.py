@@ -73,13 +73,13 @@ def test_means_that_differ_by_float32s_rounding_share_a_rank(add: Add, sweep_dir
     text = " ".join(write_report([sweep_dir], sweep_dir).split())
     assert "best lr=0.1" in text
     assert "best lr=0.3" in text
-    assert "the score on the test images, shown for those of rank 1 only, is not" in text
+    assert "the score on the test images, shown for those of rank 1 only, is fair" in text
 
 
 def test_swept_keys_are_those_that_differ(add: Add, sweep_dir: Path) -> None:
     for lr in ("0.1", "1e-1", "0.2"):
         seed = 1 if lr == "1e-1" else 0
-        add(f"optimizer.lr={lr}", "data=sample", f"run_dir=runs|{lr}", acc=0.9, seed=seed)
+        add(f"optimizer.lr={lr}", "data=sample", f"run_dir=runs|{lr}", f"data.root=at|{lr}", acc=0.9, seed=seed)
     summary = summary_of(sweep_dir)
     assert summary.keys == ["optimizer.lr"]
     assert sorted((row["optimizer.lr"], row["n"]) for row in settings_of(summary)) == [(0.1, 2), (0.2, 1)]

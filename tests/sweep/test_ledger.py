@@ -9,6 +9,7 @@ import pytest
 from made_runs import Add
 
 from mnist_lit.errors import UserError
+from mnist_lit.result import read_result
 from mnist_lit.sweep import ledger
 
 
@@ -58,7 +59,7 @@ def test_a_whole_number_is_not_taken_for_a_fraction(sweep_dir: Path) -> None:
 def test_each_result_is_read_once(add: Add, sweep_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [add(acc=0.9, seed=seed, name=f"seed={seed}").name for seed in range(5)]
     ledger.register(sweep_dir, ["seed"], {}, [ledger.Job(name, [name], "hash") for name in names])
-    read, read_result = [], ledger.read_result
+    read = []
 
     def noted(run_dir: Path) -> dict[str, Any] | None:
         read.append(run_dir.name)
