@@ -1,6 +1,7 @@
 """The sweeper of grids, here since Hydra looks for plugins in the namespace `hydra_plugins` only."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.utils import JobReturn
 
+from mnist_lit import messages
 from mnist_lit.sweep import ledger
 from mnist_lit.sweep.identity import job_name
 from mnist_lit.sweep.overrides import all_overrides
@@ -17,21 +19,35 @@ class GridSweeper(BasicSweeper):
     """Hydra's basic sweeper for jobs that SweepCallback has checked: the launcher gets those that are not done."""
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Launch the jobs, in batches of at most `max_batch_size`, and return what they returned."""
+        """Launch the jobs, in batches of at most `max_batch_size`, and return what they returned.
+
+        Where the launcher itself fails, it is told, and the jobs that have not begun are launched anew.
+        """
         assert self.config is not None
         assert self.hydra_context is not None
         assert self.launcher is not None
         overrides = all_overrides(self.hydra_context.config_loader, self.config)  # the arguments are in there, too
-        done = ledger.names_done(Path(self.config.hydra.sweep.dir))
+        folder = Path(self.config.hydra.sweep.dir)
+        done = ledger.names_done(folder)
         grid = self.split_arguments(overrides, max_batch_size=None)[0]
-        jobs = [job for job in grid if job_name(self.config.sweep["keys"], job) not in done]
+        jobs = {name: job for job in grid if (name := job_name(self.config.sweep["keys"], job)) not in done}
         if len(jobs) < len(grid):
             print(f"{len(grid) - len(jobs)} of {len(grid)} jobs are done already")
         returns: list[Sequence[JobReturn]] = []
-        for batch in self.split_overrides_to_chunks(jobs, self._batch_size()) if jobs else []:
-            returns.append(self.launcher.launch(batch, initial_job_idx=sum(map(len, returns))))
-            for job in returns[-1]:
-                _ = job.return_value  # raises what the launcher could not even start
+        while jobs:
+            try:
+                for batch in self.split_overrides_to_chunks(list(jobs.values()), self._batch_size()):
+                    returns.append(self.launcher.launch(batch, initial_job_idx=sum(map(len, returns))))
+                    for job in returns[-1]:
+                        _ = job.return_value  # raises what the launcher could not even start
+                break
+            except Exception as error:  # a worker that was killed, a folder that nothing can be written to
+                left = ledger.not_begun(folder, jobs)
+                if len(left) == len(jobs) or self.config.sweep.on_error == "stop":
+                    raise
+                # Not in a log: the one that is open is another job's.
+                print(f"error: {messages.describe(messages.named(error, arguments))}", file=sys.stderr)
+                jobs = {name: job for name, job in jobs.items() if name in left}
         return returns
 
     def _batch_size(self) -> int | None:

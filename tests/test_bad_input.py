@@ -76,6 +76,7 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("trainer.profiler=simple", ["trainer.profiler=simple: would write its table nowhere; take debug=profile"]),
     ("seed=glob(x*) -m", ["seed=glob(x*): gives a key no value, so there is no job"]),
     ("sweep.pictures=loss_curve", ["sweep.pictures=loss_curve: must be a list, each text"]),
+    ("-m sweep.name=a,b", ["error: sweep.name: is the same for all jobs of a sweep; give it one value\n"]),
     ("seed=0,1 sweep.dry_run=maybe -m", ["sweep.dry_run=maybe: must be true or false"]),
     ("seed=0,1 -m sweep.on_error=stpo", ["sweep.on_error=stpo: must be continue or stop"]),
     ("outputs/train/x", ["outputs/train/x: cannot be read; write KEY=VALUE without spaces"]),

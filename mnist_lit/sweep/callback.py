@@ -1,5 +1,6 @@
 """Hydra's callback for multiruns: every job is checked before the first trains, and all are summed up after."""
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from mnist_lit.result import read_result
 from mnist_lit.sweep import ledger
 from mnist_lit.sweep.identity import job_name
 from mnist_lit.sweep.overrides import all_overrides, key_and_value, key_of, known_values, unswept_settings
-from mnist_lit.sweep.preflight import Preflight, check_folders, describe_jobs
+from mnist_lit.sweep.preflight import Preflight, check_folders
 from mnist_lit.sweep.workers import fork_from_one
 
 # Compared by name, so that Hydra alone decides when plugins are imported.
@@ -85,10 +86,13 @@ class SweepCallback(Callback):
         """Return why a job failed; None if it did not, is at work in another process, or was left out."""
         if (result := read_result(run_dir)) is not None:
             return str(result.get("error")) if result["status"] == "failed" else None
-        if not run_dir.is_dir() or (run_dir.parent / ledger.STOP).exists():
+        if not run_dir.exists() or (run_dir.parent / ledger.STOP).exists():
             return None
-        with run_folder.claimed(run_dir) as is_ours:
-            return "it left no result.json" if is_ours else None
+        try:
+            with run_folder.claimed(run_dir) as is_ours:
+                return "it left no result.json, as if killed; the same command again goes on" if is_ours else None
+        except OSError as error:
+            return messages.describe(error)
 
     def _prepare(self, config: DictConfig) -> None:
         if config.resume is not None:
@@ -100,6 +104,8 @@ class SweepCallback(Callback):
         loader = hydra.config_loader = JobLoader(hydra.config_loader)
         overrides = all_overrides(loader, config)
         keys = [key_of(override) for override in overrides if override.is_sweep_override()]
+        if of_the_sweep := [key for key in keys if re.fullmatch(r"sweep(\..*)?|run_dir|resume", key)]:
+            raise UserError(f"{of_the_sweep[0]}: is the same for all jobs of a sweep; give it one value")
         is_grid = config.hydra.sweeper._target_ == GRID_SWEEPER
         if is_grid and not all(override.is_discrete_sweep() for override in overrides if override.is_sweep_override()):
             raise UserError("a grid takes lists and ranges only; for interval() choose sweep=tpe")
@@ -141,7 +147,7 @@ class SweepCallback(Callback):
         settings = unswept_settings(config, overrides)
         if config.sweep.dry_run:
             ledger.check_is_same(folder, keys, settings)
-            print(describe_jobs(folder, jobs))
+            print(check.describe(jobs))
             sys.exit(0)
         if {*keys} - {"seed"} and all(check.blind):
             print(f"note: no job has validation images, so nothing will rank them; {HOLD_SOME_OUT}", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -76,7 +76,8 @@ def check_is_same(folder: Path, keys: Sequence[str], settings: Mapping[str, Any]
     if (ledger := _read(folder)) is None:
         return
     if ledger["keys"] != list(keys):
-        differences = [f"sweep {', '.join(ledger['keys'])}, not {', '.join(keys)}"]
+        before, now = (", ".join(it) or "nothing" for it in (ledger["keys"], keys))
+        differences = [f"sweep {before}, not {now}"]
     else:
         differences = [
             f"have {key}={in_yaml(ledger['settings'].get(key))}, not {in_yaml(settings.get(key))}"
@@ -118,6 +119,17 @@ def names_done(folder: Path) -> set[str]:
     """Return the names of a sweep's jobs that are done."""
     jobs = read_jobs(folder)
     return {job.name for job in jobs if is_done(read_result(folder / job.name), job.config_hash)}
+
+
+def not_begun(folder: Path, names: Iterable[str]) -> set[str]:
+    """Return those of a sweep's jobs that its running command has not begun, as far as their folders say."""
+    began = (folder / BEGAN).stat().st_mtime_ns
+    results = {name: folder / name / FILE_NAME for name in names}  # which a job removes when it begins
+    return {
+        name
+        for name, result in results.items()
+        if (result.stat().st_mtime_ns < began if result.is_file() else not (folder / name).exists())
+    }
 
 
 def _read(folder: Path) -> dict[str, Any] | None:

@@ -1,6 +1,6 @@
 """The check of a sweep's jobs before the first of them trains."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +10,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from mnist_lit import startup
 from mnist_lit.errors import UserError
+from mnist_lit.notation import Value, count, duration, shown
 from mnist_lit.result import config_hash, read_result
 from mnist_lit.sweep import ledger
 from mnist_lit.sweep.identity import job_name
+from mnist_lit.sweep.overrides import key_and_value
 
 if TYPE_CHECKING:
     from mnist_lit.data import MNISTDataModule
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 class Preflight:
     """Checks the jobs of the sweep over `keys` in `folder`; of those that differ in the seed only, one is built.
 
-    `blind` says of each whether it has no images to validate on.
+    `blind` says of each whether it has no images to validate on; `num_epochs` has what each may train, by its name.
     """
 
     def __init__(self, folder: Path, keys: list[str]) -> None:
@@ -31,6 +33,8 @@ class Preflight:
         self.built: set[str] = set()
         self.sources: dict[Source, MNISTDataModule] = {}
         self.blind: list[bool] = []
+        self.num_epochs: dict[str, int] = {}
+        self.owners = {job.name: self._swept(job.overrides) for job in ledger.read_jobs(folder)}
 
     def job(self, config: DictConfig, overrides: list[str]) -> ledger.Job:
         """Check the configuration of one job, build it unless it is done already, and return its place in the ledger.
@@ -40,7 +44,15 @@ class Preflight:
         with startup.fast_imports():
             from mnist_lit import build
 
-        name = job_name(self.keys, overrides)
+        name, swept = job_name(self.keys, overrides), self._swept(overrides)
+        owner = self.owners.setdefault(name, swept)
+        if owner != swept and len(owner) == len(swept):  # a sweep over other keys is told by the ledger
+            pairs = [
+                f"{key}={shown(value)}"
+                for key, value in [*owner, *swept]
+                if (key, value) not in owner or (key, value) not in swept
+            ]
+            raise UserError(f"{' and '.join(pairs)}: would share the folder {self.folder / name}; rename one")
         with _as_the_running_job(config, self.folder / name):
             cfg = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
             try:
@@ -54,24 +66,32 @@ class Preflight:
                     self.sources[datamodule.source] = datamodule
             except UserError as error:
                 raise UserError(f"{error} (job {name})" if self.keys else str(error)) from error
+        self.num_epochs[name] = abs(resolved["trainer"]["max_epochs"])  # -1 where a callback ends the run
         self.blind.append(0 in (resolved["data"].get("val_size"), resolved["trainer"].get("limit_val_batches")))
         return job
+
+    def _swept(self, overrides: Sequence[str]) -> list[tuple[str, Value]]:
+        """Return the swept keys and their values."""
+        return [(key, value) for key, value in map(key_and_value, overrides) if key.lstrip("+") in self.keys]
+
+    def describe(self, jobs: list[ledger.Job]) -> str:
+        """List the jobs with their state, and how long the rest will take by the epochs of those that are done."""
+        results = {job.name: read_result(self.folder / job.name) for job in jobs}
+        done = {job.name for job in jobs if ledger.is_done(results[job.name], job.config_hash)}
+        lines = [f"{'done' if job.name in done else 'to do':6} {job.name}" for job in jobs]
+        remaining = len(jobs) - len(done)
+        estimate = "no job has run yet"
+        if done:
+            seconds = sum((results[name] or {}).get("fit_seconds") or 0.0 for name in done)
+            num_epochs = sum(self.num_epochs[name] for name in done)
+            left = sum(self.num_epochs.values()) - num_epochs
+            estimate = f"about {duration(left * seconds / num_epochs)} of fitting"
+        return "\n".join([*lines, f"{count(len(jobs), 'job')}, {remaining} to do in {self.folder}: {estimate}"])
 
     def data(self) -> None:
         """Fetch what the jobs need, once; raises UserError if it cannot be had."""
         for datamodule in self.sources.values():
             datamodule.prepare_data()
-
-
-def describe_jobs(folder: Path, jobs: list[ledger.Job]) -> str:
-    """List the jobs with their state, and how long the rest will take by the mean of those that ran."""
-    results = {job.name: read_result(folder / job.name) for job in jobs}
-    done = {job.name for job in jobs if ledger.is_done(results[job.name], job.config_hash)}
-    lines = [f"{'done' if job.name in done else 'to do':6} {job.name}" for job in jobs]
-    seconds = [result["fit_seconds"] for result in results.values() if result and result["fit_seconds"]]
-    remaining = len(jobs) - len(done)
-    estimate = f"about {remaining * sum(seconds) / len(seconds):.0f} s of fitting" if seconds else "no job has run yet"
-    return "\n".join([*lines, f"{len(jobs)} jobs, {remaining} to do in {folder}: {estimate}"])
 
 
 @contextmanager

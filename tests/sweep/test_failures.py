@@ -5,12 +5,15 @@ import os
 import random
 import re
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
 from made_processes import exit_code, in_child
 from made_sweeps import QUICK, Sweep, assert_same_sweep, results
 from omegaconf import DictConfig
@@ -78,7 +81,49 @@ def test_a_job_without_a_result_has_failed(
     written = Result.write
     monkeypatch.setattr(Result, "write", write)
     assert sweep("seed=0,1") == 1
-    assert "failed: seed=1: it left no result.json\n" in capsys.readouterr().err
+    told = "failed: seed=1: it left no result.json, as if killed; the same command again goes on\n"
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("on_error", ["continue", "stop"])
+def test_where_a_launcher_fails_the_jobs_that_have_not_begun_go_on(
+    on_error: str, sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep("seed=3,4", "sweep.name=s") == 0
+    (blocked := Path("outputs/sweeps/s/seed=1/train.log")).mkdir(parents=True)
+    result = Path("outputs/sweeps/s/seed=3/result.json")
+    result.write_text(result.read_text().replace('"finished"', '"failed"'))  # by an earlier command: it goes on, too
+    code = sweep("seed=0,1,2,3", "sweep.name=s", f"sweep.on_error={on_error}")
+    told = capsys.readouterr().err
+    assert f"error: Is a directory: {blocked.absolute()}\n" in told
+    ended = {name for name, result in results("outputs/sweeps/s").items() if result["status"] == "finished"}
+    if on_error == "continue":
+        assert (code, ended) == (1, {"seed=0", "seed=2", "seed=3", "seed=4"})
+        assert told.count("error: ") == 1
+        assert "failed: seed=1: it left no result.json" in told
+    else:
+        assert (code, ended) == (2, {"seed=0", "seed=4"})
+
+
+def test_a_launcher_that_starts_nothing_is_not_asked_again(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = []
+
+    def launch(self: object, jobs: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        launched.append(jobs)
+        raise RuntimeError("no worker can be started")
+
+    Plugins.instance()  # which imports them anew
+    launcher = sys.modules["hydra._internal.core_plugins.basic_launcher"].BasicLauncher
+    monkeypatch.setattr(launcher, "launch", launch)
+    assert sweep("seed=0,1") == 1
+    assert len(launched) == 1
+
+
+def test_a_folder_that_cannot_be_locked_is_a_failure(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in (".lock", "train.log"):
+        Path("outputs/sweeps/s/seed=1", name).mkdir(parents=True)
+    assert sweep("seed=0,1", "sweep.name=s") == 1
+    assert re.search(r"^failed: seed=1: Is a directory: .*/seed=1/\.lock$", capsys.readouterr().err, re.MULTILINE)
 
 
 def test_on_error_stop_leaves_the_rest_undone(sweep: Sweep) -> None:

@@ -1,4 +1,5 @@
 import gc
+import re
 import shutil
 from pathlib import Path
 
@@ -110,6 +111,27 @@ def test_a_job_that_is_there_twice_is_refused(sweep: Sweep, capsys: pytest.Captu
     for twice, told in {"seed=1,1": "seed=1", "optimizer.lr=0.1,1,1.0": "lr=1, lr=1.0"}.items():
         assert sweep(twice) == 2
         assert f"error: {told}: there twice" in capsys.readouterr().err
+
+
+def test_values_that_would_share_a_folder_are_refused(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    told = "would share the folder outputs/sweeps/s/dirpath=a_b; rename one\n"
+    said = f"error: callbacks.checkpoint.dirpath=a/b and callbacks.checkpoint.dirpath=a_b: {told}"
+    assert sweep("callbacks.checkpoint.dirpath=a/b,a_b", "sweep.name=s") == 2
+    assert capsys.readouterr().err == said
+    assert sweep("callbacks.checkpoint.dirpath=a/b,c", "sweep.name=s") == 0
+    capsys.readouterr()
+    assert sweep("callbacks.checkpoint.dirpath=a_b,c", "sweep.name=s") == 2  # after another command
+    assert capsys.readouterr().err == said
+
+
+def test_dry_run_reckons_by_epochs(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep("trainer.max_epochs=1,2") == 0
+    for name, seconds in {"max_epochs=1": 3.0, "max_epochs=2": 6.0}.items():
+        path = Path("outputs/sweeps/max_epochs", name, "result.json")
+        path.write_text(re.sub('"fit_seconds": [^,]*', f'"fit_seconds": {seconds}', path.read_text()))
+    assert sweep("trainer.max_epochs=1,2,40", "sweep.dry_run=true") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "3 jobs, 1 to do in outputs/sweeps/max_epochs: about 2 min of fitting"
 
 
 def test_dry_run_lists_the_jobs_and_trains_none(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
