@@ -19,7 +19,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import EarlyStopping, ProgressBar, StochasticWeightAveraging, Timer
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ProgressBar, StochasticWeightAveraging, Timer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
@@ -34,7 +34,7 @@ from mnist_lit.callbacks.interruption import Interruption
 from mnist_lit.data import MNISTDataModule
 from mnist_lit.errors import UserError, in_one_line
 from mnist_lit.loop import StepLoop
-from mnist_lit.module import Classifier
+from mnist_lit.module import MONITORED, Classifier
 from mnist_lit.notation import in_yaml
 from mnist_lit.result import config_hash
 from mnist_lit.run import Run, quiet
@@ -83,7 +83,7 @@ def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
     _check_optimizer_and_scheduler(module)
     module.eval()  # what learns from the images it sees shall not see black ones
     with torch.no_grad():
-        _check_shapes(module, len(datamodule.class_names))
+        _check_shapes(module, len(datamodule.class_names), has_num_classes="num_classes" in cfg.model)
     module.train()
     # Kept in every checkpoint, so that it knows how to rebuild its network; plain data, so that loading
     # it executes nothing.
@@ -134,6 +134,10 @@ def _build_callbacks(cfg: DictConfig, config: dict[str, Any]) -> tuple[list[L.Ca
         configuration.check_mode(key, getattr(callback, "monitor", None), getattr(callback, "mode", None))
         if isinstance(callback, EarlyStopping) and callback.patience < 0:
             raise UserError(f"{key}.patience={callback.patience}: must be at least 0")
+        if isinstance(callback, LearningRateFinder):
+            raise UserError(
+                f"{key}: looks for a key that this project's module has not; sweep, -m optimizer.lr=0.01,0.1"
+            )
         if isinstance(callback, StochasticWeightAveraging):
             raise UserError(
                 f"{key}: averages weights after the last checkpoint, so that they are neither kept nor tested; use "
@@ -192,25 +196,25 @@ def _check_optimizer_and_scheduler(module: Classifier) -> None:
             raise UserError(f"scheduler.monitor={schedule.monitor}: only ReduceLROnPlateau goes by a metric")
         return
     if schedule.monitor is None:
-        raise UserError(f"scheduler.monitor is missing: what it goes by, {' or '.join(configuration.MONITORED)}")
+        raise UserError(f"scheduler.monitor is missing: what it goes by, {' or '.join(MONITORED)}")
     configuration.check_mode("scheduler.scheduler", schedule.monitor, scheduler.mode)
 
 
-def _check_shapes(module: Classifier, num_classes: int) -> None:
+def _check_shapes(module: Classifier, num_classes: int, *, has_num_classes: bool) -> None:
     """Send two black images through the network and the loss; one would be broadcast."""
     try:
         logits = module(torch.zeros(2, 28, 28))
     except RuntimeError as error:
-        told = "takes no images [B, 28, 28] (of shape [B, 1, 28, 28] they are images.unsqueeze(1))"
+        told = "takes no images [B, 28, 28] (images.flatten(1) is what a Linear takes, images.unsqueeze(1) a Conv2d)"
         raise UserError(f"model: {told}: {in_one_line(error)}") from error
     except Exception as error:  # whatever a network of the user's raises
         raise UserError(f"model: {in_one_line(error)}") from error
     if not isinstance(logits, Tensor):
         raise UserError(f"model: must give logits, a tensor [B, {num_classes}], got {type(logits).__name__}")
     if logits.shape != (2, num_classes):
+        how = f"set model.num_classes={num_classes}" if has_num_classes else f"its last layer must have {num_classes}"
         raise UserError(
-            f"model: gives {list(logits.shape[1:])} numbers for the {num_classes} classes of data.class_names; "
-            f"set model.num_classes={num_classes}"
+            f"model: gives {list(logits.shape[1:])} numbers for the {num_classes} classes of data.class_names; {how}"
         )
     try:
         with warnings.catch_warnings():
@@ -223,7 +227,7 @@ def _check_shapes(module: Classifier, num_classes: int) -> None:
         raise UserError(f"loss: must give one number for a batch, a tensor, got {type(loss).__name__}")
     if loss.ndim:
         raise UserError(f"loss: must give one number for a batch, got {list(loss.shape)} numbers")
-    if loss and torch.isclose(of_twice, 2 * loss):
+    if loss and torch.isclose(of_twice, 2 * loss, atol=0.0):
         raise UserError("loss: is a sum over the batch, and must be a mean, or val/loss would grow with the batches")
 
 

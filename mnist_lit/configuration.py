@@ -6,9 +6,8 @@ from typing import Any, Literal
 import torch
 
 from mnist_lit.errors import UserError
+from mnist_lit.module import MONITORED
 from mnist_lit.notation import in_yaml
-
-MONITORED = ("val/acc", "val/loss")
 
 
 def top_level(

@@ -40,6 +40,8 @@ MEANT = {
     "learning_rate": "optimizer.lr",
 }
 
+GROUP_OF = {path.stem: path.parent.name for path in CONF_DIR.glob("*/*.yaml")}  # of an option
+
 # Goes to the run folder's log only (conf/hydra/default.yaml).
 file_log = logging.getLogger("mnist_lit.file_only")
 
@@ -60,8 +62,12 @@ def describe(error: BaseException) -> str:
         return f"{cause.full_key} is not a key: there are {', '.join(known) or 'none'}{hint}"
     if isinstance(error, OverrideParseException):
         how = "write KEY=VALUE without spaces, in quotes where it has brackets: 'model.hidden_sizes=[256,64]'"
-        is_path = "=" not in str(error.override) and os.access(str(error.override), os.F_OK)
-        return f"{error.override}: cannot be read; {'it needs a key: ckpt=, images= or resume=' if is_path else how}"
+        word = str(error.override)
+        if "=" not in word and os.access(word, os.F_OK):
+            how = "it needs a key: ckpt=, images= or resume="
+        elif (group := GROUP_OF.get(word, "hydra")) != "hydra":
+            how = f"did you mean {group}={word}?"
+        return f"{word}: cannot be read; {how}"
     if isinstance(error, MissingConfigException) and "/" in str(error.missing_cfg_file):
         parts = str(error.missing_cfg_file).split("/")
         # An option may be a path, by mistake; a group is one only within hydra/.

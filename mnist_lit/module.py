@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import lightning as L
@@ -12,11 +13,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DistributedSampler
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from mnist_lit.data.dataset import Batch
 from mnist_lit.errors import DivergedError, UserError, in_one_line
+
+# What validation and test measure beside the loss, by name: made of the number of classes, fed logits [B, C] and
+# labels [B]. Each becomes `val/NAME` and `test/NAME` everywhere.
+METRICS: dict[str, Callable[[int], Metric]] = {
+    "acc": partial(MulticlassAccuracy, average="micro", validate_args=False),
+}
+MONITORED = tuple(f"val/{name}" for name in (*METRICS, "loss"))  # what callbacks and schedules may go by
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,7 @@ class Schedule:
 
     `interval` is "step" (after every optimiser step) or "epoch". `length_argument` names the constructor
     argument that takes the run's length in that unit (`total_steps`, `T_max`), filled in at the start. `monitor` is
-    for `ReduceLROnPlateau`, which moves after each validation instead: what it goes by, `val/acc` or `val/loss`.
+    for `ReduceLROnPlateau`, which moves after each validation instead: what it goes by, such as `val/loss`.
     """
 
     scheduler: Callable[..., LRScheduler]
@@ -63,7 +71,9 @@ class Classifier(L.LightningModule):
         self.scheduler = scheduler
         # Fed by validation and test alike, which never run at the same time.
         self.eval_loss = MeanMetric(nan_strategy="disable")  # a NaN must show, not be left out
-        self.eval_acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        self.eval_metrics = MetricCollection(
+            {name: make(num_classes) for name, make in METRICS.items()}, compute_groups=False
+        )
         self.plateau: ReduceLROnPlateau | None = None
         # Of the run that is resumed.
         self.plateau_state: dict[str, Any] | None = None
@@ -88,11 +98,11 @@ class Classifier(L.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add one batch to `val/loss` and `val/acc`."""
+        """Add one batch to `val/loss`, `val/acc` and what else METRICS names."""
         self._eval_step(batch, batch_idx, self.trainer.val_dataloaders)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Add one batch to `test/loss` and `test/acc`; return the predicted classes [B]."""
+        """Add one batch to the same of `test/`; return the predicted classes [B]."""
         return self._eval_step(batch, batch_idx, self.trainer.test_dataloaders).argmax(dim=1)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -148,11 +158,11 @@ class Classifier(L.LightningModule):
             self._stop_if_diverged("train/loss", mean.item())
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val/loss` and `val/acc`."""
+        """Log what was measured, averaged over the images."""
         self._log_eval("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log `test/loss` and `test/acc`."""
+        """Log what was measured, averaged over the images."""
         self._log_eval("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -205,17 +215,15 @@ class Classifier(L.LightningModule):
         loss, logits = self._step((images, labels))
         # A mean over images, not batches; this nan_strategy ignores MeanMetric's own weights.
         self.eval_loss.update(loss.expand(len(logits)))
-        self.eval_acc.update(logits, labels)
+        self.eval_metrics.update(logits, labels)
         return logits
 
     def _log_eval(self, split: str) -> None:
         # Computed over all processes, and averaged over images, not batches.
-        metrics = {
-            f"{split}/loss": self.eval_loss.compute().item(),
-            f"{split}/acc": self.eval_acc.compute().item(),
-        }
+        computed = {"loss": self.eval_loss.compute(), **self.eval_metrics.compute()}
+        metrics = {f"{split}/{name}": value.item() for name, value in computed.items()}
         self.eval_loss.reset()
-        self.eval_acc.reset()
+        self.eval_metrics.reset()
         if self.trainer.sanity_checking:  # a few batches, before anything is learnt
             return
         # For callbacks; to the loggers by hand, since Lightning would write them a step too early.

@@ -17,7 +17,7 @@ from mnist_lit.callbacks.interruption import Interruption
 from mnist_lit.data import MNISTDataModule
 from mnist_lit.errors import DivergedError, UserError, in_one_line
 from mnist_lit.logger import Csv, TensorBoard
-from mnist_lit.module import Classifier
+from mnist_lit.module import MONITORED, Classifier
 from mnist_lit.notation import count
 from mnist_lit.result import Result, Status, config_hash, git_commit
 
@@ -107,7 +107,8 @@ class Run:
                 if not any(other.stat().st_mtime_ns > last.stat().st_mtime_ns for other in others):
                     _load(path)
         except Exception as error:  # whatever a damaged file makes torch raise
-            told = f"{path}: damaged; remove {'it' if path == last else last} to start the run anew"
+            what = "missing; put it back, or" if isinstance(error, FileNotFoundError) else "damaged;"
+            told = f"{path}: {what} remove {'it' if path == last else last} to start the run anew"
             raise UserError(f"{told}: {in_one_line(error)}") from error
         return last, checkpoint
 
@@ -154,9 +155,9 @@ class Run:
             # puts others in the place of those that were validated.
             self.module.load_state_dict(checkpoint["state_dict"])
             self.best_epoch = checkpoint["epoch"] + 1  # Lightning counts from 0
-            for tag in ("val/loss", "val/acc"):
-                at_step = dict(self.module.history.get(tag, []))
-                if checkpoint["global_step"] in at_step:
+            for tag, points in self.module.history.items():
+                at_step = dict(points)
+                if tag.startswith("val/") and checkpoint["global_step"] in at_step:
                     self.metrics[tag] = at_step[checkpoint["global_step"]]
 
     def _test(self) -> None:
@@ -179,7 +180,7 @@ class Run:
             fit_seconds=seconds,
             images_per_second=self.module.images_seen / seconds if seconds else None,
             error=None if error is None else in_one_line(error),
-            history={tag: self.module.history.get(tag, []) for tag in ("train/loss", "val/loss", "val/acc")},
+            history={tag: self.module.history.get(tag, []) for tag in ("train/loss", *MONITORED)},
         )
 
     def _device_name(self) -> str:

@@ -276,6 +276,8 @@ def _show(result: Result, run: "Run", cfg: DictConfig) -> None:
     if is_whole and accuracy < 1.2 / len(run.datamodule.class_names):
         told = f"no better than guessing: does optimizer.lr={cfg.optimizer.get('lr')} suit this optimizer and loss?"
         rows.append(("note", told))
+    if not {"checkpoint", "last", "interruption"} & {*cfg.callbacks} and cfg.callbacks:
+        rows.append(("note", "nothing to resume from, and no best.ckpt: callbacks=[default,MINE] keeps our callbacks"))
     load, num_cores = os.getloadavg()[0], os.cpu_count() or 1  # of the last minute, ours included
     if (result.fit_seconds or 0) > 5 and "threads)" in str(result.device) and load > 1.4 * num_cores:
         told = f"other work keeps the {num_cores} cores busy (a load of {load:.1f}): OMP_NUM_THREADS=1 may be faster"

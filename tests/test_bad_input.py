@@ -52,8 +52,8 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("data.val_size=2000", ["data.val_size=2000: must be below the 2000 training images"]),
     ("trainer.max_epochs=-3", ["trainer.max_epochs=-3: must be at least 1, or -1"]),
     ("model.hidden_sizes=[]", ["model.hidden_sizes must be one or more widths of at least 1", "[]"]),
-    ("model.activation=Foo", ["model.activation must name a class of torch.nn, such as ReLU or Tanh, got Foo"]),
-    ("model.activation=gelu", ["model.activation must name a class of torch.nn, such as GELU, got gelu"]),
+    ("model.activation=Foo", ["model.activation must name one of torch.nn, such as ReLU or Tanh, got Foo"]),
+    ("model.activation=gelu", ["model.activation must name one of torch.nn, such as GELU, got gelu"]),
     ("scheduler=one_cycle scheduler.scheduler.pct_start=3", ["scheduler", "pct_start", "between 0 and 1", "3"]),
     ("scheduler=cosine scheduler.interval=day", ["scheduler.interval=day: must be step or epoch"]),
     ("scheduler=cosine scheduler.length_argument=days", ["scheduler", "days"]),
@@ -79,6 +79,15 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("-m sweep.name=a,b", ["error: sweep.name: is the same for all jobs of a sweep; give it one value\n"]),
     ("seed=0,1 sweep.dry_run=maybe -m", ["sweep.dry_run=maybe: must be true or false"]),
     ("seed=0,1 -m sweep.on_error=stpo", ["sweep.on_error=stpo: must be continue or stop"]),
+    ("tuned", ["error: tuned: cannot be read; did you mean experiment=tuned?\n"]),
+    (
+        "~model +model={_target_:torch.nn.Linear,in_features:28,out_features:9}",
+        ["model: gives [28, 9] numbers for the 10 classes of data.class_names; its last layer must have 10\n"],
+    ),
+    (
+        "+callbacks.mine={_target_:lightning.pytorch.callbacks.LearningRateFinder}",
+        ["callbacks.mine: looks for a key that this project's module has not; sweep, -m optimizer.lr=0.01,0.1\n"],
+    ),
     ("outputs/train/x", ["outputs/train/x: cannot be read; write KEY=VALUE without spaces"]),
     ("loss=cross_entropy loss.label_smoothing=2", ["loss: ", "label_smoothing"]),
     ("~loss +loss={_target_:torch.nn.functional.mse_loss}", ["loss.input is missing", "take a class, such as torch"]),
@@ -268,7 +277,7 @@ VALUES: list[tuple[str, list[str]]] = [
     ("optimizer._target_=torch.optim.Sdg", ["optimizer._target_=torch.optim.Sdg: cannot be imported"]),
     ("callbacks.checkpoint.mode=most", ["callbacks.checkpoint", "min, max", "most"]),
     ("trainer.accelerator=abacus", ["trainer", "abacus", "cpu"]),
-    ("model.in_features=783", ["model: takes no images [B, 28, 28]", "783"]),
+    ("model.in_features=783", ["model: takes no images [B, 28, 28] (images.flatten(1) is what a Linear takes", "783"]),
     ("model.num_classes=5", ["model", "[5]", "set model.num_classes=10"]),
 ]
 

@@ -88,6 +88,9 @@ def test_what_cannot_go_on_leaves_the_record_of_the_run(main: Main, tmp_path: Pa
     outcome = main("resume=run", "trainer.max_epochs=4")
     assert outcome.code == 2
     assert "best.ckpt: damaged; remove run/checkpoints/last.ckpt to start" in outcome.err.replace(f"{tmp_path}/", "")
+    (last.parent / "best.ckpt").unlink()
+    told = main("resume=run", "trainer.max_epochs=4").err.replace(f"{tmp_path}/", "")
+    assert "best.ckpt: missing; put it back, or remove run/checkpoints/last.ckpt to start" in told
     assert [(folder / name).read_bytes() for name in ("result.json", "config.yaml")] == before
 
 

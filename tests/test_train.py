@@ -4,6 +4,7 @@ import logging
 import math
 import os
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -12,13 +13,15 @@ from unittest.mock import patch
 import lightning as L
 import pytest
 import torch
-from conftest import Compose, Train, Trained, files, train
+from conftest import Compose, Main, Train, Trained, files, train
 from lightning.pytorch.accelerators import CUDAAccelerator
 from matplotlib.image import imread
 from omegaconf import DictConfig, OmegaConf
 from plain_torch import scores
 from torch import nn
+from torchmetrics.classification import MulticlassAccuracy
 
+from mnist_lit import module
 from mnist_lit.build import build
 from mnist_lit.callbacks.interruption import Interruption
 from mnist_lit.data.sources import SAMPLE
@@ -205,6 +208,21 @@ def test_no_test_leaves_the_test_images_alone(train_run: Train) -> None:
     assert run.result["metrics"].keys() == {"val/loss", "val/acc"}
     assert not {"figures/predictions.png", "figures/confusion_matrix.png"} & set(files(run.folder))
     assert "figures/loss_curve.png" in files(run.folder)
+
+
+def test_a_new_metric_is_one_line(train_run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(module.METRICS, "top2", partial(MulticlassAccuracy, top_k=2, average="micro"))
+    run = train_run("trainer.max_epochs=2")
+    metrics = run.result["metrics"]
+    assert run.values("val/top2")[-1] == metrics["val/top2"] > metrics["val/acc"]
+    assert metrics["test/top2"] > metrics["test/acc"]
+
+
+def test_a_run_without_our_callbacks_says_what_it_lacks(main: Main, tmp_path: Path) -> None:
+    mine = "+callbacks.mine={_target_:lightning.pytorch.callbacks.DeviceStatsMonitor}"
+    told = "note        nothing to resume from, and no best.ckpt: callbacks=[default,MINE] keeps our callbacks\n"
+    assert told in main("debug=fast", "logger=csv", "callbacks=[]", mine).out
+    assert told not in main("debug=fast", "logger=csv", mine).out
 
 
 @pytest.mark.parametrize("lr", [0.001, 1.75])

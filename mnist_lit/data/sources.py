@@ -120,7 +120,8 @@ def prepare(source: Source, num_classes: int) -> None:
     except UserError as error:
         if source.source_dir:
             raise UserError(
-                f"{error}; data.source_dir must hold the four IDX files {', '.join(FILES)} (plain or .gz)"
+                f"{error}; data.source_dir must hold the four IDX files {', '.join(FILES)} (plain or .gz), and "
+                "data.checksums their MD5s, or null for files of your own"
             ) from error
         if not source.problems():  # sound files with unsound content: another copy would be the same
             raise

@@ -60,7 +60,8 @@ def test_source_dir_that_lacks_a_file_is_refused_and_nothing_fetched(tmp_path: P
     with pytest.raises(UserError) as refused:
         prepare(make_source(tmp_path / "root", source_dir=folder), num_classes=10)
     assert str(refused.value) == (
-        f"{folder / TEST_LABELS} is missing; data.source_dir must hold the four IDX files {NAMES} (plain or .gz)"
+        f"{folder / TEST_LABELS} is missing; data.source_dir must hold the four IDX files {NAMES} (plain or .gz), and "
+        "data.checksums their MD5s, or null for files of your own"
     )
     assert calls.read_text() == ""
     assert not (tmp_path / "root").exists()
