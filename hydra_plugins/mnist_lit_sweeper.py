@@ -10,6 +10,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.utils import JobReturn
 
 from mnist_lit import messages
+from mnist_lit.errors import is_of_ctrl_c
 from mnist_lit.sweep import ledger
 from mnist_lit.sweep.identity import job_name
 from mnist_lit.sweep.overrides import all_overrides
@@ -21,7 +22,7 @@ class GridSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Launch the jobs, in batches of at most `max_batch_size`, and return what they returned.
 
-        Where the launcher itself fails, it is told, and the jobs that have not begun are launched anew.
+        Where the launcher itself fails, its error is printed, and the jobs that have not begun are launched anew.
         """
         assert self.config is not None
         assert self.hydra_context is not None
@@ -33,6 +34,9 @@ class GridSweeper(BasicSweeper):
         jobs = {name: job for job in grid if (name := job_name(self.config.sweep["keys"], job)) not in done}
         if len(jobs) < len(grid):
             print(f"{len(grid) - len(jobs)} of {len(grid)} jobs are done already")
+        # Elsewhere others of its jobs may still run, or wait for a machine.
+        is_over_at_once = self.config.hydra.launcher._target_.endswith((".BasicLauncher", ".JoblibLauncher"))
+        can_go_on = is_over_at_once and self.config.sweep.on_error == "continue"
         returns: list[Sequence[JobReturn]] = []
         while jobs:
             try:
@@ -42,11 +46,13 @@ class GridSweeper(BasicSweeper):
                         _ = job.return_value  # raises what the launcher could not even start
                 break
             except Exception as error:  # a worker that was killed, a folder that nothing can be written to
-                left = ledger.not_begun(folder, jobs)
-                if len(left) == len(jobs) or self.config.sweep.on_error == "stop":
+                told = messages.named(error, arguments)
+                # A job whose log cannot be opened has not begun, and never will.
+                left = ledger.not_begun(folder, jobs) - {Path(str(getattr(told, "filename", ""))).parent.name}
+                if is_of_ctrl_c(error) or not can_go_on or len(left) == len(jobs):
                     raise
                 # Not in a log: the one that is open is another job's.
-                print(f"error: {messages.describe(messages.named(error, arguments))}", file=sys.stderr)
+                print(f"error: {messages.describe(told)}", file=sys.stderr)
                 jobs = {name: job for name, job in jobs.items() if name in left}
         return returns
 

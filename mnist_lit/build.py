@@ -227,8 +227,8 @@ def _check_shapes(module: Classifier, num_classes: int, *, has_num_classes: bool
         raise UserError(f"loss: must give one number for a batch, a tensor, got {type(loss).__name__}")
     if loss.ndim:
         raise UserError(f"loss: must give one number for a batch, got {list(loss.shape)} numbers")
-    if loss and torch.isclose(of_twice, 2 * loss, atol=0.0):
-        raise UserError("loss: is a sum over the batch, and must be a mean, or val/loss would grow with the batches")
+    if loss and loss.isfinite() and torch.isclose(of_twice, 2 * loss, atol=0.0):
+        raise UserError("loss: is a sum over the batch, and must be a mean, such as torch's losses with reduction=mean")
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:

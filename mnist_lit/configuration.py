@@ -138,6 +138,6 @@ def _check_monitor(key: str, node: dict[str, Any], config: dict[str, Any], *, in
 
 def check_mode(key: str, monitor: str | None, mode: str | None) -> None:
     """Raise UserError if what goes by a metric takes the wrong end of it for the best."""
-    good = "min" if monitor == "val/loss" else "max"
-    if monitor in MONITORED and mode in ("min", "max") and mode != good:
+    good = {"val/loss": "min", "val/acc": "max"}.get(str(monitor))
+    if good is not None and mode in ("min", "max") and mode != good:
         raise UserError(f"{key}.mode={mode}: would take the worst {monitor} for the best; set {key}.mode={good}")

@@ -40,7 +40,7 @@ MEANT = {
     "learning_rate": "optimizer.lr",
 }
 
-GROUP_OF = {path.stem: path.parent.name for path in CONF_DIR.glob("*/*.yaml")}  # of an option
+OPTIONS = [path for path in CONF_DIR.glob("*/*.yaml") if path.parent.name != "hydra"]
 
 # Goes to the run folder's log only (conf/hydra/default.yaml).
 file_log = logging.getLogger("mnist_lit.file_only")
@@ -63,10 +63,11 @@ def describe(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):
         how = "write KEY=VALUE without spaces, in quotes where it has brackets: 'model.hidden_sizes=[256,64]'"
         word = str(error.override)
+        groups = [path.parent.name for path in OPTIONS if path.stem == word]
         if "=" not in word and os.access(word, os.F_OK):
             how = "it needs a key: ckpt=, images= or resume="
-        elif (group := GROUP_OF.get(word, "hydra")) != "hydra":
-            how = f"did you mean {group}={word}?"
+        elif len(groups) == 1:
+            how = f"did you mean {groups[0]}={word}?"
         return f"{word}: cannot be read; {how}"
     if isinstance(error, MissingConfigException) and "/" in str(error.missing_cfg_file):
         parts = str(error.missing_cfg_file).split("/")

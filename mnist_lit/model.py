@@ -43,7 +43,7 @@ class MLP(nn.Module):
         if not (isinstance(activation_class, type) and issubclass(activation_class, nn.Module)):
             close = [name for name in nn.modules.activation.__all__ if name.lower() == activation.lower()]
             example = close[0] if close else "ReLU or Tanh"
-            raise ValueError(f"activation must name one of torch.nn, such as {example}, got {activation}")
+            raise ValueError(f"activation must name an activation of torch.nn, such as {example}, got {activation}")
 
         # Linear is torch's own, computed faster where that is possible.
         widths = [in_features, *hidden_sizes]  # 784, 256, 64

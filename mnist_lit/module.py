@@ -20,7 +20,7 @@ from mnist_lit.data.dataset import Batch
 from mnist_lit.errors import DivergedError, UserError, in_one_line
 
 # What validation and test measure beside the loss, by name: made of the number of classes, fed logits [B, C] and
-# labels [B]. Each becomes `val/NAME` and `test/NAME` everywhere.
+# labels [B], one number in the end. Each becomes `val/NAME` and `test/NAME` everywhere.
 METRICS: dict[str, Callable[[int], Metric]] = {
     "acc": partial(MulticlassAccuracy, average="micro", validate_args=False),
 }

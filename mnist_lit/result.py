@@ -154,5 +154,5 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 def remove_scratch(folder: Path) -> None:
     """Remove what writers that were killed have left in a run's folder, which no other process may be writing to."""
-    for path in [*folder.glob(f".*.*.*{SCRATCH}"), *folder.glob(f"*/.*.*.*{SCRATCH}")]:
+    for path in folder.rglob(f".*.*.*{SCRATCH}"):
         path.unlink(missing_ok=True)

@@ -124,7 +124,7 @@ def _in_words(hint: Any) -> str:
         words = " or ".join(filter(None, map(_in_words, options)))
         words = " or ".join(dict.fromkeys(words.split(" or ")))  # an option may stand in two literals
         return "null or an object that a _target_ names" if words == "null" else words
-    if origin is tuple and options[-1] is not Ellipsis:
+    if origin is tuple and options and options[-1] is not Ellipsis:
         return f"a list [{', '.join(map(_in_words, options))}]"
     if isinstance(origin, type) and issubclass(origin, typing.Mapping):
         return "a group of keys"

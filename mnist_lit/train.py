@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -147,7 +147,12 @@ def _train_as_job(cfg: DictConfig) -> float | None:
     left out.
     """
     run_dir, folder = Path(cfg.run_dir), Path(cfg.run_dir).parent
-    with run_folder.claimed(run_dir) as is_ours:
+    with ExitStack() as stack:
+        try:
+            is_ours = stack.enter_context(run_folder.claimed(run_dir))
+        except OSError as error:
+            messages.tell(error)
+            return ledger.WORST
         if not is_ours or (folder / ledger.STOP).exists():
             return None
         job = next((job for job in ledger.read_jobs(folder) if job.name == run_dir.name), None) or _enter(cfg)
@@ -276,8 +281,8 @@ def _show(result: Result, run: "Run", cfg: DictConfig) -> None:
     if is_whole and accuracy < 1.2 / len(run.datamodule.class_names):
         told = f"no better than guessing: does optimizer.lr={cfg.optimizer.get('lr')} suit this optimizer and loss?"
         rows.append(("note", told))
-    if not {"checkpoint", "last", "interruption"} & {*cfg.callbacks} and cfg.callbacks:
-        rows.append(("note", "nothing to resume from, and no best.ckpt: callbacks=[default,MINE] keeps our callbacks"))
+    if cfg.callbacks and not {"checkpoint", "last", "interruption"} & {*cfg.callbacks}:
+        rows.append(("note", "our callbacks are left out, checkpoints among them: callbacks=[default,MINE] keeps them"))
     load, num_cores = os.getloadavg()[0], os.cpu_count() or 1  # of the last minute, ours included
     if (result.fit_seconds or 0) > 5 and "threads)" in str(result.device) and load > 1.4 * num_cores:
         told = f"other work keeps the {num_cores} cores busy (a load of {load:.1f}): OMP_NUM_THREADS=1 may be faster"

@@ -52,8 +52,8 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("data.val_size=2000", ["data.val_size=2000: must be below the 2000 training images"]),
     ("trainer.max_epochs=-3", ["trainer.max_epochs=-3: must be at least 1, or -1"]),
     ("model.hidden_sizes=[]", ["model.hidden_sizes must be one or more widths of at least 1", "[]"]),
-    ("model.activation=Foo", ["model.activation must name one of torch.nn, such as ReLU or Tanh, got Foo"]),
-    ("model.activation=gelu", ["model.activation must name one of torch.nn, such as GELU, got gelu"]),
+    ("model.activation=Foo", ["model.activation must name an activation of torch.nn, such as ReLU or Tanh, got Foo"]),
+    ("model.activation=gelu", ["model.activation must name an activation of torch.nn, such as GELU, got gelu"]),
     ("scheduler=one_cycle scheduler.scheduler.pct_start=3", ["scheduler", "pct_start", "between 0 and 1", "3"]),
     ("scheduler=cosine scheduler.interval=day", ["scheduler.interval=day: must be step or epoch"]),
     ("scheduler=cosine scheduler.length_argument=days", ["scheduler", "days"]),
@@ -76,7 +76,7 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("trainer.profiler=simple", ["trainer.profiler=simple: would write its table nowhere; take debug=profile"]),
     ("seed=glob(x*) -m", ["seed=glob(x*): gives a key no value, so there is no job"]),
     ("sweep.pictures=loss_curve", ["sweep.pictures=loss_curve: must be a list, each text"]),
-    ("-m sweep.name=a,b", ["error: sweep.name: is the same for all jobs of a sweep; give it one value\n"]),
+    ("-m sweep.name=a,b", ["error: sweep.name: cannot be swept, since it is the whole sweep's; give it one value\n"]),
     ("seed=0,1 sweep.dry_run=maybe -m", ["sweep.dry_run=maybe: must be true or false"]),
     ("seed=0,1 -m sweep.on_error=stpo", ["sweep.on_error=stpo: must be continue or stop"]),
     ("tuned", ["error: tuned: cannot be read; did you mean experiment=tuned?\n"]),
@@ -93,7 +93,7 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("~loss +loss={_target_:torch.nn.functional.mse_loss}", ["loss.input is missing", "take a class, such as torch"]),
     (
         "loss=cross_entropy +loss.reduction=sum",
-        ["loss: is a sum over the batch, and must be a mean, or val/loss would"],
+        ["loss: is a sum over the batch, and must be a mean, such as"],
     ),
     (
         "~model +model={_target_:torch.nn.MaxPool2d,kernel_size:a}",

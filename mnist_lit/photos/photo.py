@@ -134,7 +134,7 @@ def is_prepared(pixels: Pixels) -> bool:
 
 
 def _grey(pixels: Pixels) -> Pixels:
-    """Return luminance (ITU-R 601-2, as Pillow's); transparent pixels become black or white, as contrasts more."""
+    """Return luminance (ITU-R 601-2, as Pillow's); transparent pixels become black or white, unlike the rest."""
     if pixels.ndim == 2:
         return pixels
     grey: Pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels[..., :3])).convert("L"))

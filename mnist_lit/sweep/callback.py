@@ -90,7 +90,7 @@ class SweepCallback(Callback):
             return None
         try:
             with run_folder.claimed(run_dir) as is_ours:
-                return "it left no result.json, as if killed; the same command again goes on" if is_ours else None
+                return "it left no result.json; if it was killed, the same command goes on" if is_ours else None
         except OSError as error:
             return messages.describe(error)
 
@@ -105,7 +105,7 @@ class SweepCallback(Callback):
         overrides = all_overrides(loader, config)
         keys = [key_of(override) for override in overrides if override.is_sweep_override()]
         if of_the_sweep := [key for key in keys if re.fullmatch(r"sweep(\..*)?|run_dir|resume", key)]:
-            raise UserError(f"{of_the_sweep[0]}: is the same for all jobs of a sweep; give it one value")
+            raise UserError(f"{of_the_sweep[0]}: cannot be swept, since it is the whole sweep's; give it one value")
         is_grid = config.hydra.sweeper._target_ == GRID_SWEEPER
         if is_grid and not all(override.is_discrete_sweep() for override in overrides if override.is_sweep_override()):
             raise UserError("a grid takes lists and ranges only; for interval() choose sweep=tpe")

@@ -72,7 +72,8 @@ class Preflight:
 
     def _swept(self, overrides: Sequence[str]) -> list[tuple[str, Value]]:
         """Return the swept keys and their values."""
-        return [(key, value) for key, value in map(key_and_value, overrides) if key.lstrip("+") in self.keys]
+        pairs = map(key_and_value, (override.lstrip("+") for override in overrides))
+        return [(key, value) for key, value in pairs if key in self.keys]
 
     def describe(self, jobs: list[ledger.Job]) -> str:
         """List the jobs with their state, and how long the rest will take by the epochs of those that are done."""
@@ -80,7 +81,7 @@ class Preflight:
         done = {job.name for job in jobs if ledger.is_done(results[job.name], job.config_hash)}
         lines = [f"{'done' if job.name in done else 'to do':6} {job.name}" for job in jobs]
         remaining = len(jobs) - len(done)
-        estimate = "no job has run yet"
+        estimate = "no job is done yet"
         if done:
             seconds = sum((results[name] or {}).get("fit_seconds") or 0.0 for name in done)
             num_epochs = sum(self.num_epochs[name] for name in done)

@@ -81,7 +81,7 @@ def test_a_job_without_a_result_has_failed(
     written = Result.write
     monkeypatch.setattr(Result, "write", write)
     assert sweep("seed=0,1") == 1
-    told = "failed: seed=1: it left no result.json, as if killed; the same command again goes on\n"
+    told = "failed: seed=1: it left no result.json; if it was killed, the same command goes on\n"
     assert told in capsys.readouterr().err
 
 
@@ -119,11 +119,39 @@ def test_a_launcher_that_starts_nothing_is_not_asked_again(sweep: Sweep, monkeyp
     assert len(launched) == 1
 
 
-def test_a_folder_that_cannot_be_locked_is_a_failure(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in (".lock", "train.log"):
+@pytest.mark.parametrize("blocked", [[".lock"], [".lock", "train.log"]])
+def test_a_folder_that_cannot_be_locked_is_a_failure(
+    blocked: list[str], sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in blocked:
         Path("outputs/sweeps/s/seed=1", name).mkdir(parents=True)
-    assert sweep("seed=0,1", "sweep.name=s") == 1
+    assert sweep("seed=0,1,2", "sweep.name=s") == 1
     assert re.search(r"^failed: seed=1: Is a directory: .*/seed=1/\.lock$", capsys.readouterr().err, re.MULTILINE)
+    assert list(results("outputs/sweeps/s")) == ["seed=0", "seed=2"]
+
+
+def test_a_folder_that_is_unusable_since_an_earlier_failure_stops_no_other(sweep: Sweep) -> None:
+    assert sweep("seed=0,1", "sweep.name=s") == 0
+    result = Path("outputs/sweeps/s/seed=1/result.json")
+    result.write_text(result.read_text().replace('"finished"', '"failed"'))
+    (log := result.with_name("train.log")).unlink()
+    log.mkdir()
+    assert sweep("seed=0,1,2,3", "sweep.name=s") == 1
+    assert {"seed=2", "seed=3"} <= results("outputs/sweeps/s").keys()
+
+
+def test_what_a_launcher_makes_of_a_ctrl_c_ends_the_sweep(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    def launch(self: object, jobs: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        Path("outputs/sweeps/seed/seed=0").mkdir()
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise AssertionError  # noqa: B904
+
+    Plugins.instance()
+    launcher = sys.modules["hydra._internal.core_plugins.basic_launcher"].BasicLauncher
+    monkeypatch.setattr(launcher, "launch", launch)
+    assert sweep("seed=0,1") == 130
 
 
 def test_on_error_stop_leaves_the_rest_undone(sweep: Sweep) -> None:

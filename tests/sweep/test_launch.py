@@ -67,7 +67,7 @@ def test_ready_sweeps_know_their_keys(sweep: Sweep, capsys: pytest.CaptureFixtur
     assert sweep("sweep=grid", "trainer.max_epochs=1,2", "optimizer.lr=0.1", "sweep.dry_run=true") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "to do  batch_size=64,max_epochs=1"  # what the command line fixes is not swept
-    assert lines[-1] == "6 jobs, 6 to do in outputs/sweeps/batch_size,max_epochs: no job has run yet"
+    assert lines[-1] == "6 jobs, 6 to do in outputs/sweeps/batch_size,max_epochs: no job is done yet"
     assert sweep("sweep=seeds", "seed=3,4", "trainer.max_epochs=1") == 0
     assert list(results("outputs/sweeps/seed")) == ["seed=3", "seed=4"]
     assert [job.name for job in ledger.read_jobs(Path("outputs/sweeps/seed"))] == ["seed=3", "seed=4"]
@@ -175,7 +175,10 @@ def test_what_all_trials_share_is_checked_before_the_first(sweep: Sweep, capsys:
     assert sweep("sweep=tpe", "trainer.strategy=nonsense") == 2
     assert "invalid strategy name" in capsys.readouterr().err
     assert sweep("sweep=tpe", "model.activation=choice(Tanh,nonsense)") == 2
-    assert "model.activation must name one of torch.nn, such as ReLU or Tanh, got nonsense" in capsys.readouterr().err
+    assert (
+        "model.activation must name an activation of torch.nn, such as ReLU or Tanh, got nonsense"
+        in capsys.readouterr().err
+    )
     assert sweep("sweep=tpe", "experiment=tuned") == 2
     assert "a search goes by validation images, and there are none; data.val_size=5000" in capsys.readouterr().err
     assert sweep("sweep=tpe", "trainer.limit_val_batches=0", "callbacks.checkpoint.monitor=null") == 2

@@ -120,6 +120,8 @@ def test_values_that_would_share_a_folder_are_refused(sweep: Sweep, capsys: pyte
     assert capsys.readouterr().err == said
     assert sweep("callbacks.checkpoint.dirpath=a/b,c", "sweep.name=s") == 0
     capsys.readouterr()
+    assert sweep("++callbacks.checkpoint.dirpath=a/b,c", "sweep.name=s") == 0  # which means the same
+    capsys.readouterr()
     assert sweep("callbacks.checkpoint.dirpath=a_b,c", "sweep.name=s") == 2  # after another command
     assert capsys.readouterr().err == said
 
@@ -138,7 +140,7 @@ def test_dry_run_lists_the_jobs_and_trains_none(sweep: Sweep, capsys: pytest.Cap
     assert sweep("optimizer.lr=0.1,0.03", "seed=0,1", "sweep.dry_run=true") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "to do  lr=0.1,seed=0"
-    assert lines[-1] == "4 jobs, 4 to do in outputs/sweeps/lr,seed: no job has run yet"
+    assert lines[-1] == "4 jobs, 4 to do in outputs/sweeps/lr,seed: no job is done yet"
     assert not results("outputs/sweeps/lr,seed")
 
 
