@@ -1,10 +1,7 @@
 """A run from its first step to its end, and what it leaves in its folder."""
 
-import logging
-import math
 import os
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -13,21 +10,16 @@ from unittest.mock import patch
 import lightning as L
 import pytest
 import torch
-from conftest import Compose, Main, Train, Trained, files, train
+from conftest import Compose, Train, Trained, files, train
 from lightning.pytorch.accelerators import CUDAAccelerator
 from matplotlib.image import imread
 from omegaconf import DictConfig, OmegaConf
-from plain_torch import scores
-from torch import nn
-from torchmetrics.classification import MulticlassAccuracy
 
-from mnist_lit import module
 from mnist_lit.build import build
 from mnist_lit.callbacks.interruption import Interruption
 from mnist_lit.data.sources import SAMPLE
 from mnist_lit.errors import UserError
 from mnist_lit.evaluation import build_scorer
-from mnist_lit.module import Classifier
 from mnist_lit.result import SCHEMA_VERSION, Result
 
 PICTURES = ("samples", "predictions", "confusion_matrix", "first_layer_weights", "loss_curve")
@@ -112,57 +104,6 @@ def test_result_keeps_the_curves(trained: Trained) -> None:
     assert curves["train/loss"][0][1] > curves["train/loss"][-1][1]
 
 
-def test_metrics_are_those_of_the_best_checkpoint(trained: Trained) -> None:
-    assert trained.result["metrics"] == scores(trained.best, "val") | scores(trained.best, "test")
-    assert trained.score == trained.result["metrics"]["val/acc"] > 0.4
-
-
-def test_metrics_are_means_over_images_not_batches(train_run: Train) -> None:
-    run = train_run("data.eval_batch_size=380", "trainer.max_epochs=1")  # 400 and 500 images: small last batches
-    assert run.result["metrics"] == scores(run.best, "val") | scores(run.best, "test")
-
-
-def forget(module: Classifier) -> None:
-    for parameter in module.parameters() if module.current_epoch else ():
-        nn.init.zeros_(parameter)
-
-
-def test_best_checkpoint_need_not_be_the_last(train_run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Classifier, "on_train_epoch_start", forget)
-    run = train_run()
-    assert (run.best["epoch"], run.best["global_step"]) == (0, 16)
-    assert (run.last["epoch"], run.last["global_step"]) == (2, 48)
-    assert run.result["best_epoch"] == 1
-    assert run.result["metrics"] == scores(run.best, "val") | scores(run.best, "test")
-    assert run.score == run.values("val/acc")[0] > run.values("val/acc")[-1]
-
-
-def test_checkpoint_monitors_what_it_is_told(train_run: Train) -> None:
-    # Epochs of a rate this small change the loss, but hardly an answer.
-    told = ["callbacks.checkpoint.monitor=val/loss", "callbacks.checkpoint.mode=min", "optimizer.lr=1e-5"]
-    run = train_run(*told, "test=false")
-    losses, accuracies = run.values("val/loss"), run.values("val/acc")
-    assert losses.index(min(losses)) + 1 == run.best["epoch"] + 1 == run.result["best_epoch"] == 3
-    assert accuracies.index(max(accuracies)) == 0
-
-
-def test_averaged_weights_are_validated_kept_and_tested(train_run: Train) -> None:
-    average = "{_target_:lightning.pytorch.callbacks.EMAWeightAveraging,decay:0.5}"
-    run = train_run(f"+callbacks.average={average}", "trainer.max_epochs=2")
-    assert run.result["metrics"] == scores(run.best, "val") | scores(run.best, "test")
-
-
-def test_a_check_before_training_is_no_score(train_run: Train) -> None:
-    run = train_run("trainer.num_sanity_val_steps=1", "trainer.max_epochs=1", "test=false")
-    assert [step for step, _ in run.history["val/acc"]] == [16]
-
-
-def test_several_best_checkpoints_may_be_kept(train_run: Train) -> None:
-    names = "callbacks.checkpoint.filename='best-{epoch}'"
-    run = train_run(names, "+callbacks.checkpoint.save_top_k=2", "test=false")
-    assert files(run.folder / "checkpoints") == ["best-1.ckpt", "best-2.ckpt", "last.ckpt"]
-
-
 @pytest.mark.parametrize("own_timer", [False, True])
 def test_a_limit_of_time_ends_a_run(train_run: Train, own_timer: bool, capsys: pytest.CaptureFixture[str]) -> None:
     timer = "+callbacks.t={_target_:lightning.pytorch.callbacks.Timer,duration:{milliseconds:1}}"
@@ -201,70 +142,6 @@ def test_training_learns(trained: Trained) -> None:
     losses = trained.values("val/loss")
     assert losses == sorted(losses, reverse=True)
     assert trained.result["metrics"]["test/acc"] > 0.4
-
-
-def test_no_test_leaves_the_test_images_alone(train_run: Train) -> None:
-    run = train_run("test=false", "trainer.max_epochs=1", full=True)
-    assert run.result["metrics"].keys() == {"val/loss", "val/acc"}
-    assert not {"figures/predictions.png", "figures/confusion_matrix.png"} & set(files(run.folder))
-    assert "figures/loss_curve.png" in files(run.folder)
-
-
-def test_a_new_metric_is_one_line(train_run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(module.METRICS, "top2", partial(MulticlassAccuracy, top_k=2, average="micro"))
-    run = train_run("trainer.max_epochs=2")
-    metrics = run.result["metrics"]
-    assert run.values("val/top2")[-1] == metrics["val/top2"] > metrics["val/acc"]
-    assert metrics["test/top2"] > metrics["test/acc"]
-
-
-def test_a_run_without_our_callbacks_says_what_it_lacks(main: Main, tmp_path: Path) -> None:
-    mine = "+callbacks.mine={_target_:lightning.pytorch.callbacks.DeviceStatsMonitor}"
-    told = "note        our callbacks are left out, checkpoints among them: callbacks=[default,MINE] keeps them\n"
-    assert told in main("debug=fast", "logger=csv", "callbacks=[]", mine).out
-    whole = main("debug=fast", "logger=csv", mine)
-    assert whole.code == 0
-    assert told not in whole.out
-
-
-@pytest.mark.parametrize("lr", [0.001, 1.75])
-def test_a_run_that_only_guesses_is_told(lr: float, train_run: Train, capsys: pytest.CaptureFixture[str]) -> None:
-    train_run("optimizer=adam", f"optimizer.lr={lr}")
-    told = f"note        no better than guessing: does optimizer.lr={lr} suit this optimizer and loss?\n"
-    assert (told in capsys.readouterr().out) == (lr == 1.75)
-
-
-@pytest.mark.parametrize(("load", "is_told"), [(9.0, True), (2.0, False)])
-def test_busy_cores_are_told(
-    load: float, is_told: bool, train_run: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.setattr("mnist_lit.run.Run._device_name", lambda run: "1 x cpu (2 threads)")
-    monkeypatch.setattr("mnist_lit.run.Timer.time_elapsed", lambda timer, stage: 6.0)
-    train_run("debug=fast")
-    told = "note        other work keeps the 2 cores busy (a load of 9.0): OMP_NUM_THREADS=1 may be faster\n"
-    assert (told in capsys.readouterr().out) == is_told
-
-
-def test_a_run_is_printed_in_a_line(make_config: Compose, tmp_path: Path) -> None:
-    assert repr(build(make_config())) == f"Run(run_dir={str(tmp_path / 'run')!r}, status=None, metrics={{}})"
-
-
-def test_without_validation_the_last_weights_are_tested(train_run: Train) -> None:
-    run = train_run("data.val_size=0", "callbacks.checkpoint.monitor=null", "trainer.max_epochs=2")
-    assert run.score is not None
-    assert math.isnan(run.score)
-    assert run.last["global_step"] == 2 * 2000 / 100
-    assert run.best["global_step"] == run.last["global_step"]
-    assert run.result["metrics"] == scores(run.last, "test")
-    assert run.result["best_epoch"] == 2
-    assert not {"val/loss", "val/acc"} & run.history.keys()
-
-
-def test_what_no_metric_chose_is_not_called_best(train_run: Train, capsys: pytest.CaptureFixture[str]) -> None:
-    train_run("callbacks.checkpoint.monitor=null", "trainer.max_epochs=1")
-    assert "\nlast epoch  1: all scores are of its checkpoint\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("length", ["trainer.max_epochs=1", "+trainer.max_steps=7"])
@@ -319,33 +196,3 @@ def test_the_first_of_several_processes_takes_no_other_runs_folder(
     monkeypatch.setenv("LOCAL_RANK", "0")  # as torchrun does
     with pytest.raises(UserError, match="belongs to another run"):
         train(trained.config)
-
-
-@pytest.mark.parametrize(
-    ("override", "is_told"), [("+trainer.max_steps=2", True), ("+trainer.limit_val_batches=0", False)]
-)
-def test_a_run_that_ends_before_its_first_validation_says_so(
-    override: str, is_told: bool, train_run: Train, capsys: pytest.CaptureFixture[str]
-) -> None:
-    train_run(override, "callbacks.checkpoint.monitor=null", "trainer.max_epochs=1", "test=false")
-    assert ("never: the run ended before its first validation" in capsys.readouterr().out) == is_told
-
-
-def test_a_line_on_the_screen_for_all_that_counts(
-    train_run: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    run = train_run("logger=tensorboard", "trainer.max_epochs=3")
-    metrics = run.result["metrics"]
-    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert {tag: lines[tag] for tag in metrics} == {tag: f"{value:.4f}" for tag, value in metrics.items()}
-    assert lines["best"] == "epoch  3: all scores are of its checkpoint"
-    assert lines["run"] == "folder  run"
-    assert lines["curves"] == "tensorboard --logdir run"
-    assert f"{run.result['images_per_second']:,.0f} images/s" in lines["fit"]
-
-
-def test_logging_of_lightning_stays_off_the_screen(train_run: Train, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
-        train_run("debug=fast")
-    assert {record.name for record in caplog.records} == {"mnist_lit.callbacks.progress", "mnist_lit.file_only"}

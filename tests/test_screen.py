@@ -1,0 +1,78 @@
+"""What a run says on the screen when it has ended."""
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+from conftest import Compose, Main, Train
+
+from mnist_lit.build import build
+
+
+def test_a_line_on_the_screen_for_all_that_counts(
+    train_run: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = train_run("logger=tensorboard", "trainer.max_epochs=3")
+    metrics = run.result["metrics"]
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert {tag: lines[tag] for tag in metrics} == {tag: f"{value:.4f}" for tag, value in metrics.items()}
+    assert lines["best"] == "epoch  3: all scores are of its checkpoint"
+    assert lines["run"] == "folder  run"
+    assert lines["curves"] == "tensorboard --logdir run"
+    assert f"{run.result['images_per_second']:,.0f} images/s" in lines["fit"]
+
+
+def test_what_no_metric_chose_is_not_called_best(train_run: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    train_run("callbacks.checkpoint.monitor=null", "trainer.max_epochs=1")
+    assert "\nlast epoch  1: all scores are of its checkpoint\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("override", "is_told"), [("+trainer.max_steps=2", True), ("+trainer.limit_val_batches=0", False)]
+)
+def test_a_run_that_ends_before_its_first_validation_says_so(
+    override: str, is_told: bool, train_run: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_run(override, "callbacks.checkpoint.monitor=null", "trainer.max_epochs=1", "test=false")
+    assert ("never: the run ended before its first validation" in capsys.readouterr().out) == is_told
+
+
+def test_a_run_without_our_callbacks_says_what_it_lacks(main: Main, tmp_path: Path) -> None:
+    mine = "+callbacks.mine={_target_:lightning.pytorch.callbacks.DeviceStatsMonitor}"
+    told = "note        our callbacks are left out, checkpoints among them: callbacks=[default,MINE] keeps them\n"
+    assert told in main("debug=fast", "logger=csv", "callbacks=[]", mine).out
+    whole = main("debug=fast", "logger=csv", mine)
+    assert whole.code == 0
+    assert told not in whole.out
+
+
+@pytest.mark.parametrize("lr", [0.001, 1.75])
+def test_a_run_that_only_guesses_is_told(lr: float, train_run: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    train_run("optimizer=adam", f"optimizer.lr={lr}")
+    told = f"note        no better than guessing: does optimizer.lr={lr} suit this optimizer and loss?\n"
+    assert (told in capsys.readouterr().out) == (lr == 1.75)
+
+
+@pytest.mark.parametrize(("load", "is_told"), [(9.0, True), (2.0, False)])
+def test_busy_cores_are_told(
+    load: float, is_told: bool, train_run: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr("mnist_lit.run.Run._device_name", lambda run: "1 x cpu (2 threads)")
+    monkeypatch.setattr("mnist_lit.run.Timer.time_elapsed", lambda timer, stage: 6.0)
+    train_run("debug=fast")
+    told = "note        other work keeps the 2 cores busy (a load of 9.0): OMP_NUM_THREADS=1 may be faster\n"
+    assert (told in capsys.readouterr().out) == is_told
+
+
+def test_a_run_is_printed_in_a_line(make_config: Compose, tmp_path: Path) -> None:
+    assert repr(build(make_config())) == f"Run(run_dir={str(tmp_path / 'run')!r}, status=None, metrics={{}})"
+
+
+def test_logging_of_lightning_stays_off_the_screen(train_run: Train, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        train_run("debug=fast")
+    assert {record.name for record in caplog.records} == {"mnist_lit.callbacks.progress", "mnist_lit.file_only"}
