@@ -11,7 +11,7 @@ from hydra.core.utils import JobReturn
 
 from mnist_lit import messages
 from mnist_lit.errors import is_of_ctrl_c
-from mnist_lit.sweep import ledger
+from mnist_lit.sweep import launchers, ledger
 from mnist_lit.sweep.identity import job_name
 from mnist_lit.sweep.overrides import all_overrides
 
@@ -20,23 +20,24 @@ class GridSweeper(BasicSweeper):
     """Hydra's basic sweeper for jobs that SweepCallback has checked: the launcher gets those that are not done."""
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Launch the jobs, in batches of at most `max_batch_size`, and return what they returned.
-
-        Where the launcher itself fails, its error is printed, and the jobs that have not begun are launched anew.
-        """
+        """Launch the jobs that are not done, and return what they returned."""
         assert self.config is not None
         assert self.hydra_context is not None
-        assert self.launcher is not None
         overrides = all_overrides(self.hydra_context.config_loader, self.config)  # the arguments are in there, too
-        folder = Path(self.config.hydra.sweep.dir)
-        done = ledger.names_done(folder)
+        done = ledger.names_done(Path(self.config.hydra.sweep.dir))
         grid = self.split_arguments(overrides, max_batch_size=None)[0]
         jobs = {name: job for job in grid if (name := job_name(self.config.sweep["keys"], job)) not in done}
         if len(jobs) < len(grid):
             print(f"{len(grid) - len(jobs)} of {len(grid)} jobs are done already")
-        # Elsewhere others of its jobs may still run, or wait for a machine.
-        is_over_at_once = self.config.hydra.launcher._target_.endswith((".BasicLauncher", ".JoblibLauncher"))
-        can_go_on = is_over_at_once and self.config.sweep.on_error == "continue"
+        return self._launch(jobs, arguments)
+
+    def _launch(self, jobs: dict[str, list[str]], arguments: Sequence[str]) -> list[Sequence[JobReturn]]:
+        """Launch jobs, by their names, in batches.
+
+        Where the launcher itself fails, its error is printed, and the jobs that have not begun are launched anew.
+        """
+        assert self.config is not None
+        assert self.launcher is not None
         returns: list[Sequence[JobReturn]] = []
         while jobs:
             try:
@@ -48,17 +49,25 @@ class GridSweeper(BasicSweeper):
             except Exception as error:  # a worker that was killed, a folder that nothing can be written to
                 told = messages.named(error, arguments)
                 # A job whose log cannot be opened has not begun, and never will.
-                left = ledger.not_begun(folder, jobs) - {Path(str(getattr(told, "filename", ""))).parent.name}
-                if is_of_ctrl_c(error) or not can_go_on or len(left) == len(jobs):
+                lost = Path(str(getattr(told, "filename", ""))).parent.name
+                left = ledger.not_begun(Path(self.config.hydra.sweep.dir), jobs) - {lost}
+                if is_of_ctrl_c(error) or not self._can_go_on() or len(left) == len(jobs):
                     raise
                 # Not in a log: the one that is open is another job's.
                 print(f"error: {messages.describe(told)}", file=sys.stderr)
                 jobs = {name: job for name, job in jobs.items() if name in left}
         return returns
 
+    def _can_go_on(self) -> bool:
+        assert self.config is not None
+        # With another launcher, others of its jobs may still run, or wait for a machine.
+        is_over_at_once = self.config.hydra.launcher._target_ in (launchers.IN_PROCESS, launchers.JOBLIB)
+        is_to_raise = self.config.sweep.on_error == "stop" or os.environ.get("HYDRA_FULL_ERROR") == "1"
+        return is_over_at_once and not is_to_raise
+
     def _batch_size(self) -> int | None:
         assert self.config is not None
-        if not self.config.hydra.launcher._target_.endswith("submitit_launcher.LocalLauncher"):
+        if self.config.hydra.launcher._target_ != launchers.SUBMITIT_LOCAL:
             return self.max_batch_size
         # It starts a whole batch at once: one job with one thread on each core, or all would crawl.
         os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -89,22 +89,25 @@ def check_together(config: dict[str, Any]) -> None:
     for group in ("callbacks", "logger"):
         for name, node in config[group].items():
             if node and not (isinstance(node, dict) and "_target_" in node):
-                raise UserError(f"{group}.{name}={node}: must be a group of keys with a _target_, or null: none")
-    last, folder = config["callbacks"].get("last") or {}, f"{config['run_dir']}/checkpoints"
-    for key, value in {"dirpath": folder, "filename": "last"}.items():
-        if last and last.get(key) != value:
-            raise UserError(f"callbacks.last.{key}={last.get(key)}: resume= looks for {folder}/last.ckpt; leave it out")
-    interruption = config["callbacks"].get("interruption") or {}
-    if interruption.get("path", where := f"{folder}/last.ckpt") != where:
-        raise UserError(f"callbacks.interruption.path={interruption['path']}: resume= looks for {where}; leave it out")
+                raise UserError(
+                    f"{group}.{name}={in_yaml(node)}: must be a group of keys with a _target_, or null: none"
+                )
+    folder = f"{config['run_dir']}/checkpoints"
+    last = {"dirpath": folder, "filename": "last"}
+    for name, expected in {"last": last, "interruption": {"path": f"{folder}/last.ckpt"}}.items():
+        callback = config["callbacks"].get(name) or expected
+        for key, value in expected.items():
+            if (seen := callback.get(key)) != value:
+                told = f"resume= looks for {folder}/last.ckpt; leave it out"
+                raise UserError(f"callbacks.{name}.{key}={in_yaml(seen)}: {told}")
     for name, callback in config["callbacks"].items():
         if not callback:
             continue
         is_checkpoint = "Checkpoint" in str(callback["_target_"])
         instead = f"callbacks.{name}.monitor=null" if is_checkpoint else f"~callbacks.{name}"
         _check_monitor(f"callbacks.{name}", callback, config, instead=instead)
-        if last and callback is not last and (callback.get("dirpath"), callback.get("filename")) == (folder, "last"):
-            raise UserError(f"callbacks.{name}.filename=last: is where callbacks.last writes; choose another")
+        if name != "last" and {key: callback.get(key) for key in last} == last:
+            raise UserError(f"callbacks.{name}.filename=last: is what resume= goes on from; choose another")
         is_told_apart = callback.get("enable_version_counter", True) or "{" in (callback.get("filename") or "{")
         if not is_told_apart and callback.get("save_top_k", 1) not in (0, 1):
             raise UserError(

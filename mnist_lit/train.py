@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_lit import cli, messages, run_folder, startup
 from mnist_lit.errors import UserError, is_of_ctrl_c
-from mnist_lit.notation import count
+from mnist_lit.notation import count, in_yaml
 from mnist_lit.result import FILE_NAME, Result, config_hash, read_result, remove_scratch
-from mnist_lit.sweep import ledger
+from mnist_lit.sweep import launchers, ledger
 
 if TYPE_CHECKING:
     from mnist_lit.run import Run
@@ -54,7 +54,7 @@ def train(cfg: DictConfig) -> float | None:
         if cfg.resume is not None and Path(cfg.resume).resolve() != Path(output_dir).resolve():
             raise UserError(f"hydra.run.dir={output_dir}: a resumed run stays in its folder; leave it out")
         if cfg.run_dir != output_dir:
-            raise UserError(f"run_dir={cfg.run_dir}: follows hydra.run.dir; give hydra.run.dir=FOLDER instead")
+            raise UserError(f"run_dir={in_yaml(cfg.run_dir)}: follows hydra.run.dir; give hydra.run.dir=FOLDER instead")
         if cfg.sweep.dry_run is True or hydra.sweeper.get("params"):
             raise UserError("sweep: this is a single run; add -m for a sweep")
     run_dir = Path(cfg.run_dir)
@@ -163,7 +163,7 @@ def _train_as_job(cfg: DictConfig) -> float | None:
             finally:
                 gc.collect()  # a trainer and its callbacks form cycles of 5 MB
             startup.freeze_once()
-            if HydraConfig.get().launcher._target_.endswith("BasicLauncher"):  # the screen is not a worker's
+            if HydraConfig.get().launcher._target_ == launchers.IN_PROCESS:  # the screen is not a worker's
                 print(ledger.progress_line(folder, run_dir.name), flush=True)
             result = read_result(run_dir)
     if result is None or result["status"] in ("diverged", "failed"):

@@ -39,8 +39,8 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("augmentation=affine_elastic augmentation.sigma=abc", ["augmentation.sigma=abc: must be a number"]),
     ("sweep.on_error=stpo", ["sweep.on_error=stpo: must be continue or stop"]),
     ("sweep.dry_run=maybe", ["sweep.dry_run=maybe: must be true or false"]),
-    ("callbacks.pictures=true", ["callbacks.pictures=True: must be a group of keys with a _target_, or null: none"]),
-    ("+logger.mine=true", ["logger.mine=True: must be a group of keys with a _target_, or null: none"]),
+    ("callbacks.pictures=true", ["callbacks.pictures=true: must be a group of keys with a _target_, or null: none"]),
+    ("+logger.mine=true", ["logger.mine=true: must be a group of keys with a _target_, or null: none"]),
     ("+callbacks.mine.a=1", ["callbacks.mine={'a': 1}: must be a group of keys with a _target_, or null: none"]),
     (
         "+logger.mine._target_=torch.nn.ReLU",
@@ -208,7 +208,7 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("--config-name=trian", ["trian"]),
     ("--lr 0.1", ["error: unrecognized arguments: --lr", "; settings are written KEY=VALUE, without dashes"]),
     ("--resolve", ["error: ", "--resolve", "can only be used in conjunction with --cfg"]),
-    ("run_dir=null", ["run_dir=None: follows hydra.run.dir; give hydra.run.dir=FOLDER instead"]),
+    ("run_dir=null", ["run_dir=null: follows hydra.run.dir; give hydra.run.dir=FOLDER instead"]),
     ("run_dir=elsewhere", ["run_dir=elsewhere: follows hydra.run.dir"]),
 ]
 if not torch.cuda.is_available() and not torch.mps.is_available():

@@ -45,7 +45,7 @@ VALUES: list[tuple[str, list[str]]] = [
     ("data.fetch_from=[web]", ["data.fetch_from must list some of mirrors, npm, got web"]),
     ("data.fetch_from=npm", ["data.fetch_from=npm: must be a list, each text; write [npm]"]),
     ("model._target_=null", ["model._target_=null: must name a class"]),
-    ("callbacks.checkpoint.filename=last", ["callbacks.checkpoint.filename=last: is where callbacks.last writes"]),
+    ("callbacks.checkpoint.filename=last", ["callbacks.checkpoint.filename=last: is what resume= goes on from"]),
     (
         "callbacks.interruption.path=x",
         ["callbacks.interruption.path=x: resume= looks for ", "/last.ckpt; leave it out"],

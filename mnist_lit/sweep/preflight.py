@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from mnist_lit.data.sources import Source
 
 
+Swept = list[tuple[str, Value]]  # the swept keys and a job's values
+
+
 class Preflight:
     """Checks the jobs of the sweep over `keys` in `folder`; of those that differ in the seed only, one is built.
 
@@ -44,15 +47,8 @@ class Preflight:
         with startup.fast_imports():
             from mnist_lit import build
 
-        name, swept = job_name(self.keys, overrides), self._swept(overrides)
-        owner = self.owners.setdefault(name, swept)
-        if owner != swept and len(owner) == len(swept):  # a sweep over other keys is told by the ledger
-            pairs = [
-                f"{key}={shown(value)}"
-                for key, value in [*owner, *swept]
-                if (key, value) not in owner or (key, value) not in swept
-            ]
-            raise UserError(f"{' and '.join(pairs)}: would share the folder {self.folder / name}; rename one")
+        name = job_name(self.keys, overrides)
+        self._check_folder(name, self._swept(overrides))
         with _as_the_running_job(config, self.folder / name):
             cfg = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
             try:
@@ -70,8 +66,19 @@ class Preflight:
         self.blind.append(0 in (resolved["data"].get("val_size"), resolved["trainer"].get("limit_val_batches")))
         return job
 
-    def _swept(self, overrides: Sequence[str]) -> list[tuple[str, Value]]:
-        """Return the swept keys and their values."""
+    def _check_folder(self, name: str, values: Swept) -> None:
+        """Raise UserError if a job with other values has the folder: some characters in names become `_`."""
+        owner = self.owners.setdefault(name, values)
+        if owner != values and len(owner) == len(values):  # a sweep over other keys is told by the ledger
+            different = [
+                f"{key}={shown(value)}"
+                for pairs in zip(owner, values, strict=True)
+                if pairs[0] != pairs[1]
+                for key, value in pairs
+            ]
+            raise UserError(f"{' and '.join(different)}: would share the folder {self.folder / name}; rename one")
+
+    def _swept(self, overrides: Sequence[str]) -> Swept:
         pairs = map(key_and_value, (override.lstrip("+") for override in overrides))
         return [(key, value) for key, value in pairs if key in self.keys]
 

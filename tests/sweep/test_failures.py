@@ -5,15 +5,16 @@ import os
 import random
 import re
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
+from hydra.utils import get_class
 from made_processes import exit_code, in_child
 from made_sweeps import QUICK, Sweep, assert_same_sweep, results
 from omegaconf import DictConfig
@@ -21,6 +22,7 @@ from omegaconf import DictConfig
 from mnist_lit import build
 from mnist_lit.result import Result
 from mnist_lit.run import Run
+from mnist_lit.sweep import launchers
 
 
 def test_a_checkpoint_of_other_settings_or_damaged_is_not_gone_on_from(sweep: Sweep) -> None:
@@ -105,6 +107,11 @@ def test_where_a_launcher_fails_the_jobs_that_have_not_begun_go_on(
         assert (code, ended) == (2, {"seed=0", "seed=4"})
 
 
+def in_process_launcher() -> Any:
+    Plugins.instance()  # which imports it anew
+    return get_class(launchers.IN_PROCESS)
+
+
 def test_a_launcher_that_starts_nothing_is_not_asked_again(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     launched = []
 
@@ -112,9 +119,7 @@ def test_a_launcher_that_starts_nothing_is_not_asked_again(sweep: Sweep, monkeyp
         launched.append(jobs)
         raise RuntimeError("no worker can be started")
 
-    Plugins.instance()  # which imports them anew
-    launcher = sys.modules["hydra._internal.core_plugins.basic_launcher"].BasicLauncher
-    monkeypatch.setattr(launcher, "launch", launch)
+    monkeypatch.setattr(in_process_launcher(), "launch", launch)
     assert sweep("seed=0,1") == 1
     assert len(launched) == 1
 
@@ -148,9 +153,7 @@ def test_what_a_launcher_makes_of_a_ctrl_c_ends_the_sweep(sweep: Sweep, monkeypa
         except KeyboardInterrupt:
             raise AssertionError  # noqa: B904
 
-    Plugins.instance()
-    launcher = sys.modules["hydra._internal.core_plugins.basic_launcher"].BasicLauncher
-    monkeypatch.setattr(launcher, "launch", launch)
+    monkeypatch.setattr(in_process_launcher(), "launch", launch)
     assert sweep("seed=0,1") == 130
 
 
