@@ -131,7 +131,7 @@ class SweepCallback(Callback):
         grid = BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]
         if not grid:
             raise UserError(f"{' '.join(config.hydra.overrides.task[:-1])}: gives a key no value, so there is no job")
-        check = Preflight(folder, keys)
+        check = Preflight(folder, keys, is_timed=config.sweep.dry_run)
         jobs = [check.job(loader.load_sweep_config(config, [*job, told]), job) for job in grid]
         for override in overrides:
             if override.is_range_sweep() and len(list(override.sweep_iterator())) == 1:
@@ -171,7 +171,7 @@ class SweepCallback(Callback):
 
             distributions(overrides)
         fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
-        check = Preflight(folder, [])
+        check = Preflight(folder, [], is_timed=config.sweep.dry_run)
         for chosen in ([], *([value] for override in overrides for value in known_values(override))):
             check.job(loader.load_sweep_config(config, [*fixed, *chosen, told]), [*fixed, *chosen])
         if any(check.blind):
@@ -179,7 +179,8 @@ class SweepCallback(Callback):
         settings = unswept_settings(config, overrides)
         ledger.check_is_same(folder, keys, settings)
         if config.sweep.dry_run:
-            print(f"a search over {', '.join(keys)}, {sweeper.get('n_trials')} trials in {folder}")
+            what = f"a search over {', '.join(keys)}, {sweeper.get('n_trials')} trials in {folder}"
+            print(f"{what}: {check.estimate(num_trials)}")
             sys.exit(0)
         check.data()
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,10 @@
 """The check of a sweep's jobs before the first of them trains."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -27,16 +29,19 @@ Swept = list[tuple[str, Value]]  # the swept keys and a job's values
 class Preflight:
     """Checks the jobs of the sweep over `keys` in `folder`; of those that differ in the seed only, one is built.
 
-    `blind` says of each whether it has no images to validate on; `num_epochs` has what each may train, by its name.
+    `blind` says of each whether it has no images to validate on. `to_do` has the names of those that are not done. If
+    `is_timed`, what is built makes a few steps, and beside the names are the seconds that their fits will take, None
+    where the images are not here.
     """
 
-    def __init__(self, folder: Path, keys: list[str]) -> None:
+    def __init__(self, folder: Path, keys: list[str], *, is_timed: bool) -> None:
         self.folder = folder
         self.keys = keys
-        self.built: set[str] = set()
+        self.is_timed = is_timed
+        self.built: dict[str, float | None] = {}
         self.sources: dict[Source, MNISTDataModule] = {}
         self.blind: list[bool] = []
-        self.num_epochs: dict[str, int] = {}
+        self.to_do: list[tuple[str, float | None]] = []
         self.owners = {job.name: self._swept(job.overrides) for job in ledger.read_jobs(folder)}
 
     def job(self, config: DictConfig, overrides: list[str]) -> ledger.Job:
@@ -46,6 +51,7 @@ class Preflight:
         """
         with startup.fast_imports():
             from mnist_lit import build
+            from mnist_lit.sweep import trial
 
         name = job_name(self.keys, overrides)
         self._check_folder(name, self._swept(overrides))
@@ -57,12 +63,13 @@ class Preflight:
                 but_for_the_seed = config_hash(resolved | {"seed": None})
                 is_done = ledger.is_done(read_result(self.folder / name), job.config_hash)
                 if not is_done and but_for_the_seed not in self.built:
-                    datamodule = build.build_job(cfg).datamodule
-                    self.built.add(but_for_the_seed)
-                    self.sources[datamodule.source] = datamodule
+                    run = build.build_job(cfg)
+                    self.sources[run.datamodule.source] = run.datamodule
+                    self.built[but_for_the_seed] = trial.fit_seconds(run) if self.is_timed else None
+                if not is_done:
+                    self.to_do.append((name, self.built[but_for_the_seed]))
             except UserError as error:
                 raise UserError(f"{error} (job {name})" if self.keys else str(error)) from error
-        self.num_epochs[name] = abs(resolved["trainer"]["max_epochs"])  # -1 where a callback ends the run
         self.blind.append(0 in (resolved["data"].get("val_size"), resolved["trainer"].get("limit_val_batches")))
         return job
 
@@ -83,18 +90,20 @@ class Preflight:
         return [(key, value) for key, value in pairs if key in self.keys]
 
     def describe(self, jobs: list[ledger.Job]) -> str:
-        """List the jobs with their state, and how long the rest will take by the epochs of those that are done."""
-        results = {job.name: read_result(self.folder / job.name) for job in jobs}
-        done = {job.name for job in jobs if ledger.is_done(results[job.name], job.config_hash)}
-        lines = [f"{'done' if job.name in done else 'to do':6} {job.name}" for job in jobs]
-        remaining = len(jobs) - len(done)
-        estimate = "no job is done yet"
-        if done:
-            seconds = sum((results[name] or {}).get("fit_seconds") or 0.0 for name in done)
-            num_epochs = sum(self.num_epochs[name] for name in done)
-            left = sum(self.num_epochs.values()) - num_epochs
-            estimate = f"about {duration(left * seconds / num_epochs)} of fitting"
-        return "\n".join([*lines, f"{count(len(jobs), 'job')}, {remaining} to do in {self.folder}: {estimate}"])
+        """List the jobs, and how long those that are not done will take."""
+        names = {name for name, _ in self.to_do}
+        lines = [f"{'to do' if job.name in names else 'done':6} {job.name}" for job in jobs]
+        what = f"{count(len(jobs), 'job')}, {len(names)} to do in {self.folder}"
+        return "\n".join([*lines, f"{what}: {self.estimate(len(names))}" if names else what])
+
+    def estimate(self, num_jobs: int) -> str:
+        """Say how long so many jobs like those that are not done will take."""
+        seconds = [it for _, it in self.to_do if it is not None]
+        if len(seconds) < len(self.to_do):
+            return "no estimate, for the images are not here yet"
+        if math.isinf(total := mean(seconds) * num_jobs):
+            return "no estimate, for only a callback ends a job (trainer.max_epochs=-1)"
+        return f"about {duration(math.ceil(total))} of fitting, by their first steps"
 
     def data(self) -> None:
         """Fetch what the jobs need, once; raises UserError if it cannot be had."""

@@ -67,7 +67,7 @@ def test_ready_sweeps_know_their_keys(sweep: Sweep, capsys: pytest.CaptureFixtur
     assert sweep("sweep=grid", "trainer.max_epochs=1,2", "optimizer.lr=0.1", "sweep.dry_run=true") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "to do  batch_size=64,max_epochs=1"  # what the command line fixes is not swept
-    assert lines[-1] == "6 jobs, 6 to do in outputs/sweeps/batch_size,max_epochs: no job is done yet"
+    assert lines[-1].startswith("6 jobs, 6 to do in outputs/sweeps/batch_size,max_epochs: about ")
     assert sweep("sweep=seeds", "seed=3,4", "trainer.max_epochs=1") == 0
     assert list(results("outputs/sweeps/seed")) == ["seed=3", "seed=4"]
     assert [job.name for job in ledger.read_jobs(Path("outputs/sweeps/seed"))] == ["seed=3", "seed=4"]
@@ -82,6 +82,10 @@ def test_a_search_goes_on_where_it_was_cut_off(
 
     search = ("sweep=tpe", "optimizer.lr=tag(log,interval(1e-10,1e7))", "trainer.max_epochs=1")
     folder = Path("outputs/sweeps/tpe-lr,batch_size")
+    assert sweep(*search, "hydra.sweeper.n_trials=3", "sweep.dry_run=true") == 0
+    told = f"a search over optimizer.lr, data.batch_size, 3 trials in {folder}: about 1 s of fitting"
+    assert capsys.readouterr().out.startswith(told)
+    assert not folder.exists()
     assert sweep(*search, "hydra.sweeper.n_trials=3") == 0
     assert "3/3  lr=" in capsys.readouterr().out
     found = results(str(folder))

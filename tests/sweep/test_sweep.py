@@ -1,7 +1,8 @@
 import gc
-import re
+import itertools
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import Main
@@ -11,7 +12,7 @@ from made_sweeps import QUICK, Sweep, assert_same_sweep, results
 
 from mnist_lit.data import sources
 from mnist_lit.module import Classifier
-from mnist_lit.sweep import ledger
+from mnist_lit.sweep import ledger, trial
 
 
 def test_every_combination_is_a_run_in_a_legible_folder(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,22 +127,59 @@ def test_values_that_would_share_a_folder_are_refused(sweep: Sweep, capsys: pyte
     assert capsys.readouterr().err == said
 
 
-def test_dry_run_reckons_by_epochs(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sweep("trainer.max_epochs=1,2") == 0
-    for name, seconds in {"max_epochs=1": 3.0, "max_epochs=2": 6.0}.items():
-        path = Path("outputs/sweeps/max_epochs", name, "result.json")
-        path.write_text(re.sub('"fit_seconds": [^,]*', f'"fit_seconds": {seconds}', path.read_text()))
-    assert sweep("trainer.max_epochs=1,2,40", "sweep.dry_run=true") == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last == "3 jobs, 1 to do in outputs/sweeps/max_epochs: about 2 min of fitting"
+def test_dry_run_tells_the_time_by_the_first_steps(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def estimate(*overrides: str) -> str:
+        clock = itertools.count(step=0.5)  # seconds a step
+        monkeypatch.setattr(trial, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+        assert sweep("sweep.name=s", "sweep.dry_run=true", *overrides) == 0
+        return capsys.readouterr().out.splitlines()[-1].removeprefix("3 jobs, ").removeprefix("2 jobs, ")
+
+    first = ", by their first steps"
+    epochs = "trainer.max_epochs=1,2,40"
+    num_steps = 16  # an epoch
+    assert estimate(epochs) == f"3 to do in outputs/sweeps/s: about {43 * num_steps / 2 / 60:.0f} min of fitting{first}"
+    assert sweep("sweep.name=s", "trainer.max_epochs=1,2") == 0
+    assert estimate(epochs) == f"1 to do in outputs/sweeps/s: about {40 * num_steps / 2 / 60:.0f} min of fitting{first}"
+    assert estimate("trainer.max_epochs=1,2") == "0 to do in outputs/sweeps/s"
+    assert estimate("sweep.name=t", "seed=0,1", "+trainer.max_steps=4").endswith(f"/t: about 4 s of fitting{first}")
+
+
+def test_dry_run_says_why_it_can_tell_no_time(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    for override, told in {
+        "data=mnist": "no estimate, for the images are not here yet",
+        "trainer.max_epochs=-1": "no estimate, for only a callback ends a job (trainer.max_epochs=-1)",
+    }.items():
+        assert sweep("seed=0,1", "sweep.dry_run=true", override, "data.root=data") == 0
+        assert capsys.readouterr().out.splitlines()[-1].endswith(f": {told}")
+    assert not Path("data").exists()
+
+
+def test_dry_run_refuses_a_job_whose_first_steps_fail(
+    sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "class Odd(nn.Linear):\n"
+        "    def forward(self, images):\n"
+        "        if self.training:\n"
+        "            raise MemoryError('too large')\n"
+        "        return super().forward(images.flatten(1))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    model = ["~model", "+model={_target_:mine.Odd,in_features:784,out_features:10}"]
+    assert sweep("seed=0,1", "sweep.dry_run=true", *model) == 2
+    told = "error: its first steps fail: MemoryError: too large (job seed=0)\n"
+    assert capsys.readouterr().err == told
 
 
 def test_dry_run_lists_the_jobs_and_trains_none(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep("optimizer.lr=0.1,0.03", "seed=0,1", "sweep.dry_run=true") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "to do  lr=0.1,seed=0"
-    assert lines[-1] == "4 jobs, 4 to do in outputs/sweeps/lr,seed: no job is done yet"
-    assert not results("outputs/sweeps/lr,seed")
+    assert lines[-1].startswith("4 jobs, 4 to do in outputs/sweeps/lr,seed: about ")
+    assert not Path("outputs").exists()
 
 
 def test_experiments_can_be_swept(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
