@@ -204,7 +204,7 @@ class Evaluation:
         if mistakes := self._mistakes():
             dataset: ImageDataset = getattr(self.datamodule, self.split)
             images, _ = dataset.__getitems__([mistake["index"] for mistake in mistakes])
-            titles = [f"{wrong['predicted']} {wrong['confidence']:.1%}\nnot {wrong['label']}" for wrong in mistakes]
+            titles = [f"{wrong['predicted']} {wrong['confidence']:.1%}\nis {wrong['label']}" for wrong in mistakes]
             figures["mistakes"] = draw_images(images.cpu().numpy(), titles)
         return figures
 

@@ -101,7 +101,7 @@ class Pictures(L.Callback):
         gap = "\n" if max(map(len, names)) > 2 else " "  # two words of clothing are wider than a picture
         shown = slice(self.num_images)
         titles = [
-            names[p] if p == label else f"{names[p]},{gap}not {names[label]}"
+            names[p] if p == label else f"{names[p]},{gap}is {names[label]}"
             for p, label in zip(predicted[shown], labels[shown], strict=True)
         ]
         if "predictions" in self.draw and titles:
