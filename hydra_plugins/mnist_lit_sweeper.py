@@ -10,7 +10,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.utils import JobReturn
 
 from mnist_lit import messages
-from mnist_lit.errors import is_of_ctrl_c
+from mnist_lit.errors import interruption_behind
 from mnist_lit.sweep import launchers, ledger
 from mnist_lit.sweep.identity import job_name
 from mnist_lit.sweep.overrides import all_overrides
@@ -51,7 +51,7 @@ class GridSweeper(BasicSweeper):
                 # A job whose log cannot be opened has not begun, and never will.
                 lost = Path(str(getattr(told, "filename", ""))).parent.name
                 left = ledger.not_begun(Path(self.config.hydra.sweep.dir), jobs) - {lost}
-                if is_of_ctrl_c(error) or not self._can_go_on() or len(left) == len(jobs):
+                if interruption_behind(error) or not self._can_go_on() or len(left) == len(jobs):
                     raise
                 # Not in a log: the one that is open is another job's.
                 print(f"error: {messages.describe(told)}", file=sys.stderr)

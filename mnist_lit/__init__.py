@@ -9,7 +9,6 @@ Both import what takes seconds when they are called. Importing the entry point `
 command line, replaces the function by that module.
 """
 
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,12 +56,7 @@ def train(*overrides: str, run_dir: str | Path | None = None, config_dir: str | 
             raise UserError("trainer.devices: from Python, set it to 1; the command line can train on several")
         run.datamodule.prepare_data()
         run_folder.write_config(cfg, folder, given)
-        try:
-            run.execute(test=cfg.test)
-        except SystemExit as end:  # what Lightning makes of Ctrl-C
-            if end.code == 128 + signal.SIGTERM:
-                raise
-            raise KeyboardInterrupt from None
+        run.execute(test=cfg.test)
     return run
 
 

@@ -22,13 +22,11 @@ def in_one_line(error: BaseException) -> str:
     return message if isinstance(error, UserError | DivergedError) else f"{type(error).__name__}: {message}"
 
 
-def is_of_ctrl_c(error: BaseException | None) -> bool:
-    """Return whether a library failed at what a Ctrl-C had left half done, as OmegaConf does."""
-    while error is not None:
-        if isinstance(error, KeyboardInterrupt):
-            return True
+def interruption_behind(error: BaseException | None) -> KeyboardInterrupt | SystemExit | None:
+    """Return the Ctrl-C or SIGTERM that left half done what a library then failed at, as OmegaConf and Lightning do."""
+    while error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
         error = error.__context__
-    return False
+    return error
 
 
 def drop_closed_stdout() -> bool:

@@ -245,8 +245,6 @@ def predict_split(module: Classifier, datamodule: MNISTDataModule, trainer: L.Tr
             score(module, datamodule=datamodule, verbose=False)
     except DivergedError as error:
         raise UserError(f"the network's {str(error).split(' at ', 1)[0]}: its training diverged") from error
-    except SystemExit:  # what Lightning makes of Ctrl-C
-        raise KeyboardInterrupt from None
     finally:
         hook.remove()
     metrics = {tag: value.item() for tag, value in trainer.callback_metrics.items()}

@@ -15,7 +15,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, Interpolation
 from yaml import YAMLError
 
 from mnist_lit.composition import CONF_DIR
-from mnist_lit.errors import UserError, drop_closed_stdout, in_one_line, is_of_ctrl_c
+from mnist_lit.errors import UserError, drop_closed_stdout, in_one_line, interruption_behind
 from mnist_lit.result import flatten
 
 # Extras in pyproject.toml that install plugins for Hydra.
@@ -177,8 +177,8 @@ def tell(error: Exception) -> int:
     """Print the error in one line, log it with its traceback where it is not the user's, return the exit code."""
     if isinstance(error, BrokenPipeError) and drop_closed_stdout():
         return 128 + signal.SIGPIPE
-    if is_of_ctrl_c(error):
-        return 128 + signal.SIGINT
+    if (end := interruption_behind(error)) is not None:
+        return int(end.code or 0) if isinstance(end, SystemExit) else 128 + signal.SIGINT
     is_users = isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError | YAMLError)
     line = f"error: {describe(error)}"
     is_told = is_users and not (isinstance(error, OSError) and error.filename is None)

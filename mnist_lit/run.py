@@ -1,5 +1,6 @@
 """One run: fit, test, and the result that says how it ended."""
 
+import signal
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mnist_lit.callbacks.interruption import Interruption
 from mnist_lit.data import MNISTDataModule
-from mnist_lit.errors import DivergedError, UserError, in_one_line
+from mnist_lit.errors import DivergedError, UserError, in_one_line, interruption_behind
 from mnist_lit.logger import Csv, TensorBoard
 from mnist_lit.module import MONITORED, Classifier
 from mnist_lit.notation import count
@@ -57,7 +58,7 @@ class Run:
 
         With `resume_from`, the fit goes on from that checkpoint.
         The result's status is "finished" or "diverged". Anything else that ends the run is written there
-        ("interrupted" or "failed") and raised again; Lightning turns Ctrl-C into SystemExit.
+        ("interrupted" or "failed") and raised again.
         """
         status: Status = "failed"
         error: BaseException | None = None
@@ -73,6 +74,9 @@ class Run:
             status = "interrupted"
             raise
         except Exception as failure:
+            if (end := interruption_behind(failure)) is not None:
+                status = "interrupted"
+                raise end from None
             error = failure
             raise
         finally:
@@ -196,8 +200,8 @@ def _load(path: str | Path) -> dict[str, Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Drop the warnings that a user can do nothing about."""
-    with warnings.catch_warnings():
+    """Drop the warnings that a user can do nothing about; leave Ctrl-C what it is in Python."""
+    with warnings.catch_warnings(), _ctrl_c_raised():
         # True of loaders that read files; here the images are in memory and workers cost time.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         # Steps are counted across epochs, so a short epoch has its points too.
@@ -219,3 +223,13 @@ def quiet() -> Iterator[None]:
         # Lightning 2.6 uses what torch 2.14 deprecates.
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
         yield
+
+
+@contextmanager
+def _ctrl_c_raised() -> Iterator[None]:
+    try:
+        yield
+    except SystemExit as end:
+        if end.code in (1, 128 + signal.SIGINT):  # what Lightning and our Interruption make of it
+            raise KeyboardInterrupt from None
+        raise

@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_lit import cli, messages, run_folder, startup
-from mnist_lit.errors import UserError, is_of_ctrl_c
+from mnist_lit.errors import UserError, interruption_behind
 from mnist_lit.notation import count, in_yaml
 from mnist_lit.result import FILE_NAME, Result, config_hash, read_result, remove_scratch
 from mnist_lit.sweep import launchers, ledger
@@ -180,8 +180,8 @@ def _execute_job(cfg: DictConfig, job: ledger.Job) -> None:
             run = _build(cfg)
             _execute(run, cfg, _checkpoint_of_job(run))
     except Exception as error:
-        if is_of_ctrl_c(error):
-            raise KeyboardInterrupt from None
+        if (end := interruption_behind(error)) is not None:
+            raise end from None
         messages.tell(error)
         if run is None or run.result is None:
             with suppress(OSError):  # which may be what went wrong
@@ -243,8 +243,8 @@ def _execute(run: "Run", cfg: DictConfig, resume_from: Path | None) -> Result:
         scores = [f"{tag} {value:.4f}" for tag, value in sorted(result.metrics.items(), reverse=True)]
         messages.file_log.info(": ".join(filter(None, [result.status, result.error or ", ".join(scores)])))
         return result
-    except (KeyboardInterrupt, SystemExit) as end:  # Lightning turns Ctrl-C into an exit with code 1
-        code = end.code if isinstance(end, SystemExit) and end.code != 1 else 130
+    except (KeyboardInterrupt, SystemExit) as end:
+        code = end.code if isinstance(end, SystemExit) else 130
         messages.file_log.info("interrupted")
         if HydraConfig.get().mode == RunMode.RUN:
             print(

@@ -192,9 +192,10 @@ def _imports_are_no_garbage() -> None:
 
 @pytest.fixture(autouse=True)
 def _as_found() -> Iterator[None]:
-    """Leave torch's, Hydra's and logging's global state, and the cache of data sets, as a new process has them."""
+    """Leave torch's, Hydra's and logging's global state, and what is cached, as a new process has them."""
     composition.register_resolvers()
     yield
+    sys.modules.pop("mine", None)  # a module that some tests write
     torch.use_deterministic_algorithms(False)
     sources.load.cache_clear()
     forget_hydra()

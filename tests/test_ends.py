@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mnist_lit import build, cli, startup
+from mnist_lit.data.dataset import ResumableLoader
 from mnist_lit.errors import UserError
 from mnist_lit.logger import TensorBoard
 from mnist_lit.loss import OneHotMSE
@@ -197,3 +198,20 @@ def test_an_early_ctrl_c_leaves_no_folder(
         cli.run(task, "train")
     assert sorted(path.name for path in tmp_path.glob("run/*")) == sorted(left or [])
     assert (tmp_path / "run").exists() == bool(left)
+
+
+@pytest.mark.usefixtures("ctrl_c")
+@pytest.mark.parametrize(("signal_is", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+def test_a_signal_while_a_loader_starts_is_heard(
+    signal_is: BaseException, code: int, train_run: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Lightning's teardown fails at what it has left half done."""
+
+    def interrupted(self: ResumableLoader) -> None:
+        raise signal_is
+
+    monkeypatch.setattr(ResumableLoader, "__iter__", interrupted)
+    with pytest.raises(SystemExit) as end:
+        train_run()
+    assert end.value.code == code
+    assert read_result(tmp_path / "run")["status"] == "interrupted"

@@ -124,7 +124,6 @@ def test_classes_of_ones_own_need_no_more_than_hydra_does(
 ) -> None:
     (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         assert build(make_config(*overrides)).module.training

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from mnist_lit import messages, run_folder
 from mnist_lit.composition import JobLoader
 from mnist_lit.errors import UserError
+from mnist_lit.notation import count
 from mnist_lit.result import read_result
 from mnist_lit.sweep import launchers, ledger
 from mnist_lit.sweep.identity import job_name
@@ -131,8 +132,8 @@ class SweepCallback(Callback):
         grid = BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]
         if not grid:
             raise UserError(f"{' '.join(config.hydra.overrides.task[:-1])}: gives a key no value, so there is no job")
-        check = Preflight(folder, keys, is_timed=config.sweep.dry_run)
-        jobs = [check.job(loader.load_sweep_config(config, [*job, told]), job) for job in grid]
+        preflight = Preflight(folder, keys, is_timed=config.sweep.dry_run)
+        jobs = [preflight.check(loader.load_sweep_config(config, [*job, told]), job) for job in grid]
         for override in overrides:
             if override.is_range_sweep() and len(list(override.sweep_iterator())) == 1:
                 print(f"note: {override.input_line} is one value; range(START,STOP,STEP)", file=sys.stderr)
@@ -145,11 +146,11 @@ class SweepCallback(Callback):
         settings = unswept_settings(config, overrides)
         if config.sweep.dry_run:
             ledger.check_is_same(folder, keys, settings)
-            print(check.describe(jobs))
+            print(preflight.describe(jobs))
             sys.exit(0)
-        if {*keys} - {"seed"} and all(check.blind):
+        if {*keys} - {"seed"} and all(preflight.blind):
             print(f"note: no job has validation images, so nothing will rank them; {HOLD_SOME_OUT}", file=sys.stderr)
-        check.data()
+        preflight.fetch()
         ledger.register(folder, keys, settings, jobs)
 
     def _prepare_search(
@@ -171,18 +172,21 @@ class SweepCallback(Callback):
 
             distributions(overrides)
         fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
-        check = Preflight(folder, [], is_timed=config.sweep.dry_run)
+        preflight = Preflight(folder, [], is_timed=config.sweep.dry_run)
         for chosen in ([], *([value] for override in overrides for value in known_values(override))):
-            check.job(loader.load_sweep_config(config, [*fixed, *chosen, told]), [*fixed, *chosen])
-        if any(check.blind):
+            preflight.check(loader.load_sweep_config(config, [*fixed, *chosen, told]), [*fixed, *chosen])
+        if any(preflight.blind):
             raise UserError(f"sweep: a search goes by validation images, and there are none; {HOLD_SOME_OUT}")
         settings = unswept_settings(config, overrides)
         ledger.check_is_same(folder, keys, settings)
         if config.sweep.dry_run:
-            what = f"a search over {', '.join(keys)}, {sweeper.get('n_trials')} trials in {folder}"
-            print(f"{what}: {check.estimate(num_trials)}")
+            what = f"a search over {', '.join(keys)} in {folder}"
+            if num_trials is not None:  # not every sweeper has it
+                num_to_do = max(num_trials - len(ledger.names_done(folder)), 0)
+                what += f": {count(num_trials, 'trial')}, {num_to_do} to do{preflight.estimate(num_to_do)}"
+            print(what)
             sys.exit(0)
-        check.data()
+        preflight.fetch()
         folder.mkdir(parents=True, exist_ok=True)
         try:
             self.at_end.enter_context(filelock.FileLock(folder / ".search.lock", timeout=0))

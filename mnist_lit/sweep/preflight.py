@@ -1,5 +1,6 @@
 """The check of a sweep's jobs before the first of them trains."""
 
+import gc
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,49 +32,58 @@ class Preflight:
 
     `blind` says of each whether it has no images to validate on. `to_do` has the names of those that are not done. If
     `is_timed`, what is built makes a few steps, and beside the names are the seconds that their fits will take, None
-    where the images are not here.
+    where the images have yet to be fetched.
     """
 
     def __init__(self, folder: Path, keys: list[str], *, is_timed: bool) -> None:
         self.folder = folder
         self.keys = keys
         self.is_timed = is_timed
-        self.built: dict[str, float | None] = {}
-        self.sources: dict[Source, MNISTDataModule] = {}
         self.blind: list[bool] = []
         self.to_do: list[tuple[str, float | None]] = []
-        self.owners = {job.name: self._swept(job.overrides) for job in ledger.read_jobs(folder)}
+        self.seconds: dict[str, float | None] = {}  # of what was built, by its hash but for the seed
+        self.datamodules: dict[Source, MNISTDataModule] = {}
+        self.owners = {job.name: self._swept(job.overrides) for job in ledger.read_jobs(folder)}  # of the folders
 
-    def job(self, config: DictConfig, overrides: list[str]) -> ledger.Job:
+    def check(self, config: DictConfig, overrides: list[str]) -> ledger.Job:
         """Check the configuration of one job, build it unless it is done already, and return its place in the ledger.
 
         Raises UserError for a configuration that cannot work, naming the job.
         """
         with startup.fast_imports():
             from mnist_lit import build
-            from mnist_lit.sweep import trial
 
         name = job_name(self.keys, overrides)
-        self._check_folder(name, self._swept(overrides))
+        self._claim_folder(name, self._swept(overrides))
         with _as_the_running_job(config, self.folder / name):
             cfg = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
             try:
                 resolved = build.check(cfg)
                 job = ledger.Job(name=name, overrides=overrides, config_hash=config_hash(resolved))
-                but_for_the_seed = config_hash(resolved | {"seed": None})
-                is_done = ledger.is_done(read_result(self.folder / name), job.config_hash)
-                if not is_done and but_for_the_seed not in self.built:
-                    run = build.build_job(cfg)
-                    self.sources[run.datamodule.source] = run.datamodule
-                    self.built[but_for_the_seed] = trial.fit_seconds(run) if self.is_timed else None
-                if not is_done:
-                    self.to_do.append((name, self.built[but_for_the_seed]))
+                if not ledger.is_done(read_result(self.folder / name), job.config_hash):
+                    but_for_the_seed = config_hash(resolved | {"seed": None})
+                    if but_for_the_seed not in self.seconds:
+                        self.seconds[but_for_the_seed] = self._build(cfg)
+                        gc.collect()  # a trainer and its module form cycles
+                    self.to_do.append((name, self.seconds[but_for_the_seed]))
             except UserError as error:
                 raise UserError(f"{error} (job {name})" if self.keys else str(error)) from error
         self.blind.append(0 in (resolved["data"].get("val_size"), resolved["trainer"].get("limit_val_batches")))
         return job
 
-    def _check_folder(self, name: str, values: Swept) -> None:
+    def _build(self, cfg: DictConfig) -> float | None:
+        from mnist_lit.build import build_job
+        from mnist_lit.sweep.trial import fit_seconds
+
+        run = build_job(cfg)
+        self.datamodules[run.datamodule.source] = run.datamodule
+        if not self.is_timed:
+            return None
+        seconds = fit_seconds(run)
+        run.datamodule.trainer = None  # or it would stay with the data module
+        return seconds
+
+    def _claim_folder(self, name: str, values: Swept) -> None:
         """Raise UserError if a job with other values has the folder: some characters in names become `_`."""
         owner = self.owners.setdefault(name, values)
         if owner != values and len(owner) == len(values):  # a sweep over other keys is told by the ledger
@@ -93,21 +103,23 @@ class Preflight:
         """List the jobs, and how long those that are not done will take."""
         names = {name for name, _ in self.to_do}
         lines = [f"{'to do' if job.name in names else 'done':6} {job.name}" for job in jobs]
-        what = f"{count(len(jobs), 'job')}, {len(names)} to do in {self.folder}"
-        return "\n".join([*lines, f"{what}: {self.estimate(len(names))}" if names else what])
+        what = f"{count(len(jobs), 'job')}, {len(names)} to do in {self.folder}{self.estimate(len(names))}"
+        return "\n".join([*lines, what])
 
     def estimate(self, num_jobs: int) -> str:
-        """Say how long so many jobs like those that are not done will take."""
+        """Say behind a colon how long so many jobs like those that are to do will take, nothing if there are none."""
+        if not num_jobs:
+            return ""
         seconds = [it for _, it in self.to_do if it is not None]
         if len(seconds) < len(self.to_do):
-            return "no estimate, for the images are not here yet"
+            return ": no estimate, for the images have yet to be fetched"
         if math.isinf(total := mean(seconds) * num_jobs):
-            return "no estimate, for only a callback ends a job (trainer.max_epochs=-1)"
-        return f"about {duration(math.ceil(total))} of fitting, by their first steps"
+            return ": no estimate, for only a callback ends a job (trainer.max_epochs=-1)"
+        return f": about {duration(math.ceil(total))} of training, by their first steps"
 
-    def data(self) -> None:
-        """Fetch what the jobs need, once; raises UserError if it cannot be had."""
-        for datamodule in self.sources.values():
+    def fetch(self) -> None:
+        """Fetch the images that the jobs need, once; raises UserError if they cannot be had."""
+        for datamodule in self.datamodules.values():
             datamodule.prepare_data()
 
 

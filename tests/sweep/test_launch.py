@@ -83,7 +83,7 @@ def test_a_search_goes_on_where_it_was_cut_off(
     search = ("sweep=tpe", "optimizer.lr=tag(log,interval(1e-10,1e7))", "trainer.max_epochs=1")
     folder = Path("outputs/sweeps/tpe-lr,batch_size")
     assert sweep(*search, "hydra.sweeper.n_trials=3", "sweep.dry_run=true") == 0
-    told = f"a search over optimizer.lr, data.batch_size, 3 trials in {folder}: about 1 s of fitting"
+    told = f"a search over optimizer.lr, data.batch_size in {folder}: 3 trials, 3 to do: about 1 s of training"
     assert capsys.readouterr().out.startswith(told)
     assert not folder.exists()
     assert sweep(*search, "hydra.sweeper.n_trials=3") == 0
@@ -102,6 +102,10 @@ def test_a_search_goes_on_where_it_was_cut_off(
     # What a kill leaves: a trial without an end.
     cut_off = study.ask({"optimizer.lr": optuna.distributions.LogUniformDistribution(1e-10, 1e7)})
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/result.json")}
+    capsys.readouterr()
+    for num_trials, num_to_do in {3: "0 to do\n", 4: "1 to do: about 1 s"}.items():
+        assert sweep(*search, f"hydra.sweeper.n_trials={num_trials}", "sweep.dry_run=true") == 0
+        assert f"{num_trials} trials, {num_to_do}" in capsys.readouterr().out
     assert sweep(*search, "hydra.sweeper.n_trials=4") == 0
     assert all(path.stat().st_mtime_ns == time_before for path, time_before in before.items())
     (new,) = results(str(folder)).keys() - found.keys()

@@ -1,6 +1,7 @@
 import gc
 import itertools
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from made_sweeps import QUICK, Sweep, assert_same_sweep, results
 from mnist_lit.data import sources
 from mnist_lit.module import Classifier
 from mnist_lit.sweep import ledger, trial
+from mnist_lit.sweep.preflight import Preflight
 
 
 def test_every_combination_is_a_run_in_a_legible_folder(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,30 +132,62 @@ def test_values_that_would_share_a_folder_are_refused(sweep: Sweep, capsys: pyte
 def test_dry_run_tells_the_time_by_the_first_steps(
     sweep: Sweep, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def estimate(*overrides: str) -> str:
-        clock = itertools.count(step=0.5)  # seconds a step
+    def told(*overrides: str) -> str:
+        # A first step that starts something, then half a second a step.
+        clock = itertools.chain([0, 100], itertools.count(100.5, 0.5))
         monkeypatch.setattr(trial, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
         assert sweep("sweep.name=s", "sweep.dry_run=true", *overrides) == 0
-        return capsys.readouterr().out.splitlines()[-1].removeprefix("3 jobs, ").removeprefix("2 jobs, ")
+        return capsys.readouterr().out.splitlines()[-1]
 
-    first = ", by their first steps"
+    def estimate(num_steps: int) -> str:
+        return f"about {num_steps / 2 / 60:.0f} min of training, by their first steps"
+
+    # An epoch has 16 steps.
     epochs = "trainer.max_epochs=1,2,40"
-    num_steps = 16  # an epoch
-    assert estimate(epochs) == f"3 to do in outputs/sweeps/s: about {43 * num_steps / 2 / 60:.0f} min of fitting{first}"
+    assert told(epochs) == f"3 jobs, 3 to do in outputs/sweeps/s: {estimate(43 * 16)}"
     assert sweep("sweep.name=s", "trainer.max_epochs=1,2") == 0
-    assert estimate(epochs) == f"1 to do in outputs/sweeps/s: about {40 * num_steps / 2 / 60:.0f} min of fitting{first}"
-    assert estimate("trainer.max_epochs=1,2") == "0 to do in outputs/sweeps/s"
-    assert estimate("sweep.name=t", "seed=0,1", "+trainer.max_steps=4").endswith(f"/t: about 4 s of fitting{first}")
+    assert told(epochs) == f"3 jobs, 1 to do in outputs/sweeps/s: {estimate(40 * 16)}"
+    assert told("trainer.max_epochs=1,2") == "2 jobs, 0 to do in outputs/sweeps/s"
+    others = ("sweep.name=t", "trainer.max_epochs=40")
+    assert told(*others, "seed=0,1", "+trainer.max_steps=320").endswith(estimate(640))
+    assert told(*others, "+trainer.accumulate_grad_batches=1,1000").endswith(estimate(2 * 40 * 16))
+    assert told(*others, "seed=0,1", "trainer.max_time=00:00:02:00").endswith(estimate(2 * 240))
 
 
 def test_dry_run_says_why_it_can_tell_no_time(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     for override, told in {
-        "data=mnist": "no estimate, for the images are not here yet",
+        "data=mnist": "no estimate, for the images have yet to be fetched",
         "trainer.max_epochs=-1": "no estimate, for only a callback ends a job (trainer.max_epochs=-1)",
     }.items():
         assert sweep("seed=0,1", "sweep.dry_run=true", override, "data.root=data") == 0
         assert capsys.readouterr().out.splitlines()[-1].endswith(f": {told}")
     assert not Path("data").exists()
+
+
+def test_dry_run_refuses_images_that_the_sweep_would(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    for override, told in {
+        "data.source_dir=nowhere": "train-images-idx3-ubyte is missing; data.source_dir must hold",
+        "data.val_size=3000": "error: data.val_size=3000: must be below the 2000 training images (job seed=0)",
+    }.items():
+        for dry_run in ("true", "false"):
+            assert sweep("seed=0,1", override, f"sweep.dry_run={dry_run}") == 2
+            assert told.removesuffix("" if dry_run == "true" else " (job seed=0)") in capsys.readouterr().err
+
+
+def test_dry_run_keeps_no_network(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+
+    def describe(self: Preflight, jobs: Sequence[ledger.Job]) -> str:
+        kept.append(sum(type(thing) in (Trainer, Classifier) for thing in gc.get_objects()))
+        return ""
+
+    monkeypatch.setattr(Preflight, "describe", describe)
+    gc.disable()
+    try:
+        assert sweep("optimizer.lr=0.1,0.2,0.3", "sweep.dry_run=true") == 0
+    finally:
+        gc.enable()
+    assert kept == [0]
 
 
 def test_dry_run_refuses_a_job_whose_first_steps_fail(
