@@ -1,5 +1,6 @@
 """What notebooks use: `from mnist_lit import load_model, train`."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -41,6 +42,10 @@ for word in words:
         print(error)
 assert hydra.core.global_hydra.GlobalHydra.instance().is_initialized()
 try:
+    train("data=sample", "trainer.accelerator=cpu", "trainer.devices=2")
+except UserError as error:
+    print(error)
+try:
     load_model("nowhere", trusted="mine")
 except UserError as error:
     print(error)
@@ -65,6 +70,9 @@ except UserError as error:
         "hydra.run.dir=a: not from Python, where run_dir= names the folder, config_dir= that of your options, "
         "and a loop makes a sweep",
         "['seed=1']: each override is a text of its own, as in train('data=sample', 'seed=1')",
+        "trainer.devices: from Python, set it to 1; the command line can train on several"
+        if (os.cpu_count() or 1) > 1
+        else "trainer.devices=2: this machine has 1 processors, set it to 1",
         "trusted='mine': must be a list of packages, ['mine']",
         "finished a,b=c True",
         f"{folder} belongs to another run: resume={folder} goes on with it, or name a new folder",

@@ -196,7 +196,17 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
         "callbacks=early_stopping experiment=tuned",
         ["val/acc: data.val_size=0 leaves nothing to validate on; set it above 0, or ~callbacks.early_stopping\n"],
     ),
-    ("data.val_size=0", ["callbacks.checkpoint.monitor=val/acc: data.val_size=0 leaves nothing to validate on"]),
+    (
+        "data.val_size=0",
+        [
+            "val/acc: data.val_size=0 leaves nothing to validate on; ",
+            "set it above 0, or callbacks.checkpoint.monitor=null\n",
+        ],
+    ),
+    (
+        "scheduler=cosine scheduler.interval=epoch trainer.max_epochs=-1 +trainer.max_steps=10",
+        ["trainer.max_epochs=-1: this scheduler needs the run's length"],
+    ),
     ("trainer.limit_val_batches=0", ["monitor=val/acc: trainer.limit_val_batches=0 leaves nothing to validate on"]),
     (
         "trainer.gradient_clip_val=1 trainer.precision=bf16-mixed",
@@ -206,6 +216,7 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("optimizer.lr", ["optimizer.lr: cannot be read; write KEY=VALUE without spaces"]),
     ("model.hidden_sizes=[512, 256]", ["write KEY=VALUE without spaces, in quotes where it has brackets"]),
     ("--config-name=trian", ["trian"]),
+    ("--multir seed=0,1", ["error: unrecognized arguments: --multir"]),
     ("--lr 0.1", ["error: unrecognized arguments: --lr", "; settings are written KEY=VALUE, without dashes"]),
     ("--resolve", ["error: ", "--resolve", "can only be used in conjunction with --cfg"]),
     ("run_dir=null", ["run_dir=null: follows hydra.run.dir; give hydra.run.dir=FOLDER instead"]),

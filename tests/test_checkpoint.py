@@ -19,7 +19,7 @@ from conftest import Trained
 from torch import nn
 
 from mnist_lit import load_model, trust
-from mnist_lit.checkpoint import read_checkpoint
+from mnist_lit.checkpoint import find_checkpoint, read_checkpoint
 from mnist_lit.data.idx import read_idx
 from mnist_lit.data.sources import SAMPLE_DIR, TEST_IMAGES, TEST_LABELS
 from mnist_lit.errors import UserError
@@ -99,6 +99,13 @@ def test_a_program_is_refused_without_torchs_advice_to_run_it(tmp_path: Path) ->
         read_checkpoint(tmp_path / "x.pt")
 
 
+def test_a_run_may_lie_in_a_folder_called_checkpoints(tmp_path: Path) -> None:
+    best = tmp_path / "checkpoints" / "checkpoints" / "best.ckpt"
+    best.parent.mkdir(parents=True)
+    best.touch()
+    assert find_checkpoint(best.parents[1]) == find_checkpoint(best.parent) == best
+
+
 def test_a_run_without_a_best_checkpoint_says_which_there_are(run_dir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(run_dir / "checkpoints", folder / "checkpoints")
@@ -109,7 +116,10 @@ def test_a_run_without_a_best_checkpoint_says_which_there_are(run_dir: Path, tmp
 
 @pytest.mark.parametrize(
     "target",
-    ["os.mkdir", "mnist_lit.cli.os.mkdir", "torch.nn.modules.module.warnings.warn", "torch.nn.utils.clip_grad_norm_"],
+    [
+        *("os.mkdir", "mnist_lit.cli.os.mkdir", "torch.nn.modules.module.warnings.warn"),
+        *("torch.nn.utils.clip_grad_norm_", "mnist_lit.module.MeanMetric"),
+    ],
 )
 @pytest.mark.parametrize("part", ["model", "loss"])
 def test_a_configuration_may_only_name_networks_and_losses(
@@ -186,11 +196,20 @@ def test_a_users_own_network_loads_once_it_is_trusted(
     for target in ("mine.Net", "mine.net"):
         trusted = load_model(plant({"model": model | {"_target_": target}}), trusted=["mine"])
         assert type(trusted.model).__name__ == "Net"
+    (tmp_path / "mnist_lit_too.py").write_text(code)  # not ours, for all its name
+    with pytest.raises(UserError, match=r"add trusted=\[mnist_lit_too\]"):
+        load_model(plant({"model": model | {"_target_": "mnist_lit_too.Net"}}))
     # Not what it merely imports; and all of torch is too much to trust.
     with pytest.raises(UserError, match="no network"):
         load_model(plant({"model": {"_target_": "mine.MLP.__init__.__globals__"}}), trusted=["mine"])
     with pytest.raises(UserError, match=r"for a function, write a class of your own, torch\.nn\.Module"):
         load_model(plant({"loss": {"_target_": "torch.nn.functional.mse_loss"}}))
+
+
+def test_arguments_that_a_network_does_not_take_are_named(plant: Plant, run_dir: Path) -> None:
+    model = read_checkpoint(run_dir).config["model"] | {"dropuot": 0.5}
+    with pytest.raises(UserError, match=r"^model\.dropuot=0\.5: not a key; did you mean dropout\?"):
+        load_model(plant({"model": model}))
 
 
 def test_weights_that_do_not_fit_are_refused(plant: Plant, run_dir: Path) -> None:
@@ -243,7 +262,7 @@ def test_a_checkpoint_must_hold_what_is_read_of_it(run_dir: Path, tmp_path: Path
     group = content
     for name in groups:
         group = group[name]
-    for other in ("text", [1], {1: 2}):
+    for other in ("text", [1], ["0", 1], {1: 2}):
         group[last] = other
         torch.save(content, tmp_path / "other.ckpt")
         with pytest.raises(UserError, match=rf"does not hold its configuration and weights \({key}"):

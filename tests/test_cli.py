@@ -98,6 +98,14 @@ def test_help_is_a_page(main: Main, tmp_path: Path, module: str, option: str) ->
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("module", ["evaluate", "predict", "export", "demo"])
+def test_help_tells_the_defaults(main: Main, module: str) -> None:
+    told = dict(re.findall(r"^ +([a-z_]+)=([a-z0-9]\S*)  ", main("--help", module=module).out, re.MULTILINE))
+    config = OmegaConf.create(main("--cfg", "job", module=module).out)
+    assert told
+    assert told == {key: str(config[key]) for key in told}
+
+
 def test_help_makes_no_folder(main: Main, tmp_path: Path) -> None:
     assert main("--help").code == 0
     assert main("--cfg", "job").code == 0

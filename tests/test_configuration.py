@@ -36,6 +36,8 @@ VALUES: list[tuple[str, list[str]]] = [
     ("trainer.max_epochs=true", ["trainer.max_epochs=true: must be a whole number"]),
     ("seed=4294967296", ["seed=4294967296: must be from 0 to 4294967295"]),
     ("optimizer.lr=.nan", ["optimizer.lr=nan: must be above 0"]),
+    ("optimizer.lr=.inf", ["optimizer.lr=inf: must be above 0 and finite"]),
+    ("optimizer.momentum=1", ["optimizer.momentum=1: must be at least 0 and below 1"]),
     ("data.eval_batch_size=0", ["data.eval_batch_size must be at least 1 and below 2147483648, got 0"]),
     ("data.batch_size=99999999999999999999", ["data.batch_size must be at least 1 and below 2147483648"]),
     ("data.mean=.nan", ["data.std must be above 0, and mean a number: got 0.3081 and nan"]),
@@ -86,6 +88,10 @@ def test_bad_value_is_refused_in_one_line(sound: DictConfig, override: str, said
 
 def test_sound_values_are_taken(sound: DictConfig) -> None:
     assert build(sound).config == OmegaConf.to_container(sound, resolve=True)
+
+
+def test_a_callback_may_keep_no_checkpoint(make_config: Compose) -> None:
+    assert check(make_config("+callbacks.checkpoint.save_top_k=0"))["callbacks"]["checkpoint"]["save_top_k"] == 0
 
 
 def option_sets() -> list[tuple[str, ...]]:

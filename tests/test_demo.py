@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,7 @@ def test_malformed_drawing_is_refused(body: bytes, server: Server) -> None:
 def test_drawing_of_one_pixel_is_answered(server: Server) -> None:
     for image in ([[255]], [[0, 255]], [[0]] * 1000):
         assert draw(server, image)[0] in (200, 422)
+    assert draw(server, [[0]] * 1001) == (400, {"error": "image: must have at most 1000 rows and columns"})
     assert is_alive(server)
 
 
@@ -179,13 +181,15 @@ def test_other_requests_are_refused(server: Server) -> None:
         ("Host: localhost\r\nContent-Length: -1\r\n\r\n{}", b"411"),
         ("Host: localhost\r\nContent-Length: ten\r\n\r\n{}", b"411"),
         ("Host: localhost\r\nContent-Length: 10\r\n\r\n{}", b"400"),
+        ("Host: localhost\r\nContent-Length: \xb2\r\n\r\n{}", b"411"),  # a digit, too: a superscript two
         (f"Host: localhost\r\nContent-Length: {10**30}\r\n\r\n{{}}", b"413"),
+        (f"Host: localhost\r\nContent-Length: {'9' * 5000}\r\n\r\n{{}}", b"413"),  # more than int() reads
         ("Content-Length: 2\r\n\r\n{}", b"403"),
     ],
 )
 def test_raw_requests_are_refused(lines: str, status: bytes, server: Server) -> None:
     with socket.create_connection(("127.0.0.1", server.server_port), timeout=30) as connection:
-        connection.sendall(f"POST /predict HTTP/1.1\r\n{lines}".encode())
+        connection.sendall(f"POST /predict HTTP/1.1\r\n{lines}".encode("latin-1"))
         with contextlib.suppress(OSError):  # where the refusal came first
             connection.shutdown(socket.SHUT_WR)
         assert connection.recv(100).split()[1] == status
@@ -226,8 +230,12 @@ def test_ctrl_c_ends_it_with_one_line(
     main: Main, trained: Trained, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     served = []
+    flushed: list[str] = []
+    screen: Any = sys.stdout
+    monkeypatch.setattr(screen, "flush", lambda: flushed.append(screen.getvalue()))
 
     def interrupted(server: Server) -> None:
+        assert "draw at" in "".join(flushed)  # where stdout is a pipe, too
         served.append(server)
         raise KeyboardInterrupt
 

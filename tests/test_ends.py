@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mnist_lit import build, cli, startup
+from mnist_lit.callbacks.interruption import Interruption
 from mnist_lit.data.dataset import ResumableLoader
 from mnist_lit.errors import UserError
 from mnist_lit.logger import TensorBoard
@@ -215,3 +216,13 @@ def test_a_signal_while_a_loader_starts_is_heard(
         train_run()
     assert end.value.code == code
     assert read_result(tmp_path / "run")["status"] == "interrupted"
+
+
+def test_signals_are_given_back_when_training_ends() -> None:
+    nobody: Any = None
+    before = signal.getsignal(signal.SIGTERM)
+    callback = Interruption(path="last.ckpt")
+    callback.on_train_start(nobody, nobody)
+    assert signal.getsignal(signal.SIGTERM) != before
+    callback.on_train_end(nobody, nobody)
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -248,3 +249,9 @@ def test_mistakes_are_told_in_one_line(
     assert outcome.err.startswith(f"error: {line.format(run=trained.folder)}")
     assert outcome.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_logging_goes_on_after_the_exporters() -> None:
+    with formats._silence():
+        assert not logging.getLogger().isEnabledFor(logging.CRITICAL)
+    assert logging.getLogger().isEnabledFor(logging.CRITICAL)

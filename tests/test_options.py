@@ -129,6 +129,13 @@ def test_classes_of_ones_own_need_no_more_than_hydra_does(
         assert build(make_config(*overrides)).module.training
 
 
+def test_no_image_is_seen_before_the_first_step(make_config: Compose) -> None:
+    parts = ["Flatten", "BatchNorm1d,num_features:784", "Linear,in_features:784,out_features:10"]
+    layers = ",".join(f"{{_target_:torch.nn.{part}}}" for part in parts)
+    model: Any = build(make_config("~model", f"+model={{_target_:torch.nn.Sequential,_args_:[{layers}]}}")).module.model
+    assert model[1].num_batches_tracked == 0
+
+
 def test_what_holds_parts_to_be_built_has_no_type_yet(make_config: Compose) -> None:
     class Stack(torch.nn.Sequential):
         def __init__(self, layers: list[torch.nn.Module], named: dict[str, torch.nn.Module]) -> None:

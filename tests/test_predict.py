@@ -84,7 +84,7 @@ def test_accuracy_on_files_is_accuracy_on_pixels(
 ) -> None:
     images, labels = digits
     photos(**{f"{index:03}": image for index, image in enumerate(images)})
-    outcome = main(f"ckpt={trained.folder}", "images=photos", "batch_size=64", module="predict")
+    outcome = main(f"ckpt={trained.folder}", "images=photos", "batch_size=199", module="predict")  # and one
     assert (outcome.code, outcome.err) == (0, "")
     (folder,) = tmp_path.glob("outputs/predict/*/*")
     rows = read_csv(folder / "predictions.csv")
@@ -114,8 +114,9 @@ def test_pictures_are_titled_by_file_and_answer(
 
     monkeypatch.setattr(pictures, "draw_images", draw)
     photos(**dict.fromkeys(["IMG_20261126_0001", "$a_$ü", "七"], rendered("3")))  # of which no font has all
-    outcome = main(f"ckpt={trained.folder}", "images=photos", module="predict")
+    outcome = main(f"ckpt={trained.folder}", "images=photos", "num_images=3", module="predict")
     assert (outcome.code, outcome.err) == (0, "")
+    assert "num_images" not in outcome.out  # there are no more
     assert [title.split("\n")[0] for title in seen] == ["$a_$?", "...61126_0001", "?"]
     digit, confidence = seen[0].split("\n")[1].split()
     assert digit in "0123456789"
@@ -126,19 +127,31 @@ def test_names_that_no_terminal_can_show_are_told_in_one_line(
     main: Main, trained: Trained, photos: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = photos(a=rendered("3"))
-    for name in ("new\nline.png", "escape\x1b[31m.png", os.fsdecode(b"caf\xe9.png")):
+    lines = "new\nline.png", "two\u2028lines.png", "two\u2029paragraphs.png"
+    for name in (*lines, "escape\x1b[31m.png", os.fsdecode(b"caf\xe9.png")):
         (folder / name).write_bytes((folder / "a.png").read_bytes())
     (folder / "no\npicture.png").touch()
     outcome = main(f"ckpt={trained.folder}", "images=photos", "output=answers.csv", module="predict")
     assert outcome.code == 2
     assert outcome.err.splitlines()[0] == "error: photos/no\\npicture.png: not a picture, or a damaged one"
     names = {line.split("  ")[0] for line in outcome.out.splitlines() if line.startswith("photos")}
-    expected = {"a.png", "new\\nline.png", "escape\\x1b[31m.png", "caf\\udce9.png"}
+    escaped = {"new\\nline.png", "two\\u2028lines.png", "two\\u2029paragraphs.png"}
+    expected = {"a.png", *escaped, "escape\\x1b[31m.png", "caf\\udce9.png"}
     assert names == {f"photos/{name}" for name in expected}
     with (tmp_path / "answers.csv").open(encoding="utf-8", newline="") as file:
         written = {row["file"] for row in csv.DictReader(file) if not row["error"]}
     # Where they can be, as they are.
-    assert written == {f"photos/{name}" for name in ("a.png", "new\nline.png", "escape\x1b[31m.png", "caf\\xe9.png")}
+    assert written == {f"photos/{name}" for name in ("a.png", *lines, "escape\x1b[31m.png", "caf\\xe9.png")}
+
+
+def test_json_has_names_in_any_language_as_they_are(tmp_path: Path) -> None:
+    answers.write(tmp_path / "answers.JSON", [answers.Answer("七.png", "7", 0.9)])
+    assert '"七.png"' in (tmp_path / "answers.JSON").read_text(encoding="utf-8")
+
+
+def test_what_pillow_warns_of_is_nothing_to_tell(tmp_path: Path) -> None:
+    Image.fromarray(rendered("3")).save(tmp_path / "x.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0")  # cut off
+    assert album.load([tmp_path / "x.jpg"]).refused == {}
 
 
 def test_bad_files_are_named_and_the_others_are_done(

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -67,6 +68,12 @@ def test_text_in_any_language_is_kept(tmp_path: Path) -> None:
     assert strictly((tmp_path / "result.json").read_text(encoding="utf-8"))["error"] == 'Größe 数字 "quoted"'
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_damaged_result_is_none(content: str, tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(content)
+    assert result.read_result(tmp_path) is None
+
+
 def test_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Path, target: Path) -> Path:
         raise OSError("no space")
@@ -96,15 +103,18 @@ def test_reader_never_sees_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path = tmp_path / "file"
     write_atomically(path, "old")
     seen = []
+    names = []
     replace = Path.replace
 
     def looking(self: Path, target: Path) -> Path:
         seen.append((path.read_text(encoding="utf-8"), self.read_text(encoding="utf-8"), self.parent))
+        names.append(self.name)
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", looking)
     write_atomically(path, "new")
     assert seen == [("old", "new", tmp_path)]
+    assert str(os.getpid()) in names[0]  # another process's would be another file
     assert path.read_text(encoding="utf-8") == "new"
 
 
@@ -132,6 +142,12 @@ def test_hash_does_not_depend_on_folders_pictures_or_the_order_of_keys() -> None
         "data": {"batch_size": 64, "root": "elsewhere"},
     }
     assert config_hash(same) == config_hash(CONFIG)
+
+
+def test_hash_takes_no_neighbour_of_the_runs_folder_for_it() -> None:
+    folders = ("/runs/first", "/runs/second")
+    changes = [{"run_dir": folder, "callbacks": {"x": {"dirpath": f"{folder}-2"}}} for folder in folders]
+    assert len({config_hash(CONFIG | change) for change in changes}) == 2
 
 
 @pytest.mark.parametrize(

@@ -55,16 +55,35 @@ def test_a_run_that_only_guesses_is_told(lr: float, train_run: Train, capsys: py
     assert (told in capsys.readouterr().out) == (lr == 1.75)
 
 
-@pytest.mark.parametrize(("load", "is_told"), [(9.0, True), (2.0, False)])
+def test_a_part_of_the_images_is_too_little_to_judge(train_run: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    train_run("optimizer=adam", "optimizer.lr=1.75", "trainer.limit_train_batches=15")
+    assert "no better than guessing" not in capsys.readouterr().out
+
+
+def test_a_limit_of_time_that_is_not_reached_is_not_told(train_run: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    train_run("debug=fast", "trainer.max_time={hours:1}")
+    assert "stopped" not in capsys.readouterr().out
+
+
+def test_curves_are_shown_beside_those_of_other_runs(main: Main) -> None:
+    assert main("debug=fast", "callbacks.pictures=null").out.endswith("curves      tensorboard --logdir outputs\n")
+
+
+@pytest.mark.parametrize(("load", "seconds", "is_told"), [(9.0, 6.0, True), (2.5, 6.0, False), (9.0, 4.0, False)])
 def test_busy_cores_are_told(
-    load: float, is_told: bool, train_run: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    load: float,
+    seconds: float,
+    is_told: bool,
+    train_run: Train,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr("mnist_lit.run.Run._device_name", lambda run: "1 x cpu (2 threads)")
-    monkeypatch.setattr("mnist_lit.run.Timer.time_elapsed", lambda timer, stage: 6.0)
+    monkeypatch.setattr("mnist_lit.run.Timer.time_elapsed", lambda timer, stage: seconds)
     train_run("debug=fast")
-    told = "note        other work keeps the 2 cores busy (a load of 9.0): OMP_NUM_THREADS=1 may be faster\n"
+    told = f"note        other work keeps the 2 cores busy (a load of {load}): OMP_NUM_THREADS=1 may be faster\n"
     assert (told in capsys.readouterr().out) == is_told
 
 

@@ -325,7 +325,9 @@ def test_name_that_leads_elsewhere_is_refused(name: str, tmp_path: Path) -> None
         make_source(tmp_path, name=name)
 
 
-@pytest.mark.parametrize("package", ["digits", "./digits@1", "git+ssh://host/x@1", "-g@1", "https://host/x@1", "a@b/c"])
+@pytest.mark.parametrize(
+    "package", ["digits", "./digits@1", "git+ssh://host/x@1", "-g@1", "https://host/x@1", "a@b/c", "a@-b"]
+)
 def test_package_that_is_not_of_a_registry_is_refused(package: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^npm_package must be NAME@VERSION"):
         make_source(tmp_path, npm_package=package)

@@ -8,6 +8,7 @@ from made_digits import FONTS, difference, rendered
 from PIL import Image, ImageDraw
 
 from mnist_lit.errors import UserError
+from mnist_lit.photos.ink import otsu_threshold
 from mnist_lit.photos.photo import BOX, CENTRE, SIZE, Pixels, as_whole, is_prepared, preparation, prepare
 
 
@@ -105,6 +106,10 @@ def test_blank_pictures_are_refused(pixels: np.ndarray[Any, Any]) -> None:
         prepare(pixels.astype(np.uint8))
 
 
+def test_threshold_lies_between_the_classes() -> None:
+    assert 10.5 <= otsu_threshold(np.array([10.5] * 9 + [200.5], dtype=np.float32)) < 200.5
+
+
 def test_noise_is_no_ink() -> None:
     noise = np.random.default_rng(0).normal(180, 6, (200, 300)).clip(0, 255).astype(np.uint8)
     with pytest.raises(UserError, match=r"^blank: "):
@@ -115,6 +120,11 @@ def test_noise_is_no_ink() -> None:
 def test_digits_that_lie_apart_are_refused(text: str) -> None:
     with pytest.raises(UserError, match=rf"^{len(text.replace(' ', ''))} marks that lie apart"):
         prepare(255 - rendered(text))
+
+
+def test_digits_that_both_run_out_of_the_picture_are_refused() -> None:
+    with pytest.raises(UserError, match=r"^2 marks that lie apart"):
+        prepare(255 - rendered("12", margin=0))
 
 
 def test_strokes_that_nearly_meet_are_one_digit() -> None:
@@ -143,6 +153,7 @@ def test_pictures_of_anything_are_taken_as_a_whole(digit_images: Pixels) -> None
         assert (whole[:6, 7:13] == 255).all()
         assert not whole[:, :7].any()
         assert not whole[9:].any()
+    assert as_whole(np.pad(np.full((80, 80), 255, dtype=np.uint8), 10))[14, 14] == 255  # however much it fills
     on_nothing = np.full((60, 60, 4), 40, dtype=np.uint8)
     on_nothing[..., 3] = 0
     on_nothing[20:40, :, 3] = 255

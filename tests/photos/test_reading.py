@@ -24,6 +24,9 @@ def test_deep_and_palette_pictures_are_read(digit_images: Pixels, tmp_path: Path
     Image.fromarray(digit_images[0].astype(np.int32) * 1000).save(tmp_path / "deeper.tif")
     for name, tolerance in (("deep.png", 0), ("palette.png", 0), ("deeper.tif", 1)):
         assert np.abs(prepare(read(tmp_path / name)).astype(int) - digit_images[0]).max() <= tolerance
+    Image.fromarray(np.full((50, 50), 7, dtype=np.int32)).save(tmp_path / "blank.tif")
+    with pytest.raises(UserError, match=r"^blank: "):
+        prepare(read(tmp_path / "blank.tif"))
 
 
 def test_pictures_are_turned_as_the_camera_says(tmp_path: Path) -> None:
@@ -49,10 +52,11 @@ def test_each_orientation_is_that_of_pillow(orientation: int, tmp_path: Path) ->
         assert (read(tmp_path / "x.png") == np.asarray(ImageOps.exif_transpose(file))).all()
 
 
-def test_large_photos_are_reduced(tmp_path: Path) -> None:
-    Image.fromarray(rendered("6", 1500, margin=400)).save(tmp_path / "x.jpg")
+@pytest.mark.parametrize("size", [300, 1500])
+def test_large_photos_are_reduced(size: int, tmp_path: Path) -> None:
+    Image.fromarray(rendered("6", size, margin=400)).save(tmp_path / "x.jpg")
     pixels = read(tmp_path / "x.jpg")
-    assert max(pixels.shape) < 512
+    assert 256 <= max(pixels.shape) < 512
     assert difference(prepare(pixels), prepare(rendered("6"))) < 5
 
 
@@ -63,3 +67,12 @@ def test_what_is_no_picture_is_refused(content: bytes | None, tmp_path: Path) ->
     path.write_bytes(path.read_bytes()[:400] if content is None else content)
     with pytest.raises(UserError, match="not a picture, or a damaged one"):
         read(path)
+
+
+def test_a_lack_of_memory_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(MemoryError):
+        read(Path("x.png"))

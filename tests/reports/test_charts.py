@@ -20,6 +20,18 @@ def test_heatmap_shows_the_means_and_what_diverged(grid: Path) -> None:
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0.01", "0.1"]
 
 
+def test_lowest_loss_is_the_lightest_in_the_heatmap(grid: Path) -> None:
+    figure = draw_heatmap(summary_of(grid, "val/loss"))
+    assert figure is not None
+    assert np.argmax(np.asarray(figure.axes[0].images[0].get_array())) == 3
+
+
+def test_sparse_values_make_no_heatmap(add: Add, sweep_dir: Path) -> None:
+    for index in range(5):
+        add(f"optimizer.lr={index + 1}", f"data.batch_size={index + 1}", acc=0.9 - index / 10)
+    assert draw_heatmap(summary_of(sweep_dir)) is None
+
+
 def test_curves_are_over_images_where_the_batch_size_is_swept(grid: Path, add: Add) -> None:
     figure = draw_curves(summary_of(grid))
     assert figure is not None

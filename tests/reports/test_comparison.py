@@ -62,6 +62,14 @@ def test_other_seeds_are_compared_by_welchs_test(add: Add, sweep_dir: Path) -> N
     assert [row["verdict"] for row in (best, close, far)] == ["best", "same", "worse"]
 
 
+def test_seeds_that_are_there_twice_are_not_paired(add: Add, sweep_dir: Path) -> None:
+    add_setting(add, "optimizer.lr=0.1", accs=BEST)
+    add_setting(add, "optimizer.lr=0.3", accs=CLOSE)
+    add("optimizer.lr=0.3", acc=0.97, config_hash="other defaults", name="again")
+    _, close = settings_of(summary_of(sweep_dir))
+    assert (close["test"], close["num_scores"]) == ("Welch", 4)
+
+
 def test_a_missing_seed_does_not_cost_the_pairing(add: Add, sweep_dir: Path) -> None:
     luck = [0.0, 0.02, -0.02, 0.01, -0.01]
     for seed, of_seed in enumerate(luck):

@@ -64,6 +64,22 @@ def test_key_of_many_values_has_no_endless_table(add: Add, sweep_dir: Path) -> N
     assert len(cells_of_markdown((sweep_dir / "report.md").read_text(), "Effect of each key")) == 2
 
 
+def test_rows_that_are_left_out_are_counted(add: Add, sweep_dir: Path) -> None:
+    told = {}
+    for number in range(1, 52):
+        add(f"optimizer.lr={number}", acc=0.9 - number / 1000)
+        if number in (10, 11, 50, 51):
+            text = write_report([sweep_dir], sweep_dir)
+            told[number] = re.findall(r"\d+ more", text + (sweep_dir / "report.md").read_text())
+    assert told == {10: [], 11: ["1 more"], 50: ["40 more"], 51: ["41 more", "1 more"]}
+
+
+def test_three_of_many_winners_are_named(add: Add, sweep_dir: Path) -> None:
+    for index in range(4):
+        add(f"optimizer.lr={index + 1}", acc=0.9)
+    assert write_report([sweep_dir], sweep_dir).count("\nbest  ") == 3
+
+
 def test_markdown_and_html_hold_the_same_table(grid: Path) -> None:
     write_report([grid], grid)
     rows = cells_of_markdown((grid / "report.md").read_text(), "Ranking")

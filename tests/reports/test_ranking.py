@@ -45,6 +45,14 @@ def test_loss_is_ranked_from_the_lowest(add: Add, sweep_dir: Path) -> None:
     assert [row["optimizer.lr"] for row in settings_of(by_loss)] == [0.2, 0.1]
     text = write_report([sweep_dir], sweep_dir, metric="val/loss")
     assert "Selected on validation: lowest mean val/loss." in " ".join(text.split())
+    rows = cells_of_markdown((sweep_dir / "report.md").read_text(), "Effect of each key")
+    assert rows[1] == ["optimizer.lr", "0.0100", "0.2 (0.0100)", "0.1 (0.0200)"]
+
+
+def test_error_is_ranked_from_the_lowest(add: Add, sweep_dir: Path) -> None:
+    for lr, error in ((0.1, 0.02), (0.2, 0.01)):
+        add(f"optimizer.lr={lr}", metrics={"val/error": error})
+    assert [row["optimizer.lr"] for row in settings_of(summary_of(sweep_dir, metric="val/error"))] == [0.2, 0.1]
 
 
 def test_equal_means_share_a_rank(add: Add, sweep_dir: Path) -> None:
@@ -200,6 +208,7 @@ def test_failed_runs_are_listed_and_do_not_count_against_their_setting(add: Add,
     rows = (sweep_dir / "report.md").read_text().split("## Runs that did not finish")[1]
     assert "| optimizer.lr=0.1,seed=9 | failed | OSError: No \\| space <left> |" in rows
     assert "| optimizer.lr=0.1,seed=10 | interrupted | - |" in rows
+    assert rows.index("failed") < rows.index("interrupted")  # by how they ended
     assert "<td>OSError: No | space &lt;left&gt;</td>" in (sweep_dir / "report.html").read_text()
 
 

@@ -17,8 +17,9 @@ from mnist_lit.reports.report import write_report
 from mnist_lit.sweep import ledger
 
 
-def test_the_folder_of_all_outputs_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "sweeps").mkdir()
+@pytest.mark.parametrize("name", ["sweeps", "train"])
+def test_the_folder_of_all_outputs_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
     with pytest.raises(UserError, match=f"^{tmp_path}: holds more than runs; name {tmp_path}/train, or a sweep's, "):
         entry_point.find_folders([str(tmp_path)])
 
@@ -166,6 +167,13 @@ def test_entry_point_writes_and_prints(
     assert all((grid / name).exists() for name in ("results.csv", "report.md", "report.html"))
 
 
+def test_command_uses_the_first_seed_of_any_name(add: Add, sweep_dir: Path) -> None:
+    for seed in (2, 10):
+        add("model.hidden_sizes=[8]", seed=seed, acc=0.9 + seed / 100, name=f"[8],seed={seed}")
+    (line,) = [it for it in write_report([sweep_dir], sweep_dir).splitlines() if it.startswith("use it")]
+    assert line.endswith(f"evaluate 'ckpt={os.path.relpath(sweep_dir)}/[8],seed=2'")
+
+
 def test_jobs_of_a_sweep_that_have_not_begun_are_counted(
     add: Add, sweep_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,6 +200,10 @@ def test_glob_reports_into_the_folder_above_or_where_it_is_told(
     assert Path("elsewhere/report.html").exists()
     assert "val/loss (mean ± sd)" in Path("elsewhere/report.md").read_text()
     assert not (grid / "report.html").exists()
+
+
+def test_folders_may_be_named_from_here_or_from_the_root() -> None:
+    assert entry_point.common_folder([Path("a/b").absolute(), Path("a/c")]) == Path("a")
 
 
 def test_folder_whose_name_looks_like_a_glob_is_taken_as_it_is(add: Add, sweep_dir: Path) -> None:

@@ -59,6 +59,7 @@ def test_best_with_one_seed_is_told_though_others_have_more(add: Add, sweep_dir:
         ({"0.01": 0.7, "0.1": 0.9, "1": 0.8}, None),
         ({"0": 0.9, "0.1": 0.8, "1": 0.7}, None),  # 0 is where a key ends
         ({"0.1": 0.9, "auto": 0.8}, None),
+        ({"0.1": 0.9, "0.5": 0.8, "1": 0.9}, None),  # both ends are best
         ({"": 0.7, "0.5": 0.9, "10": 0.8}, None),  # of the default, which is none of the values
         ({"null": 0.7, "0.5": 0.8, "10": 0.9}, "optimizer.lr=10 is the largest value tried: try larger ones too."),
     ],
@@ -78,6 +79,13 @@ def test_nobody_is_asked_to_try_less_than_a_batch_of_one(add: Add, sweep_dir: Pa
     for batch_size in (1, 50):
         add(f"data.batch_size={batch_size}", acc=1 / batch_size)
     assert not any("value tried" in warning for warning in warnings_of(sweep_dir))
+
+
+def test_a_single_number_is_no_edge(add: Add, sweep_dir: Path) -> None:
+    for index, lr in enumerate(("0.1", "auto")):
+        for batch_size in (32, 64, 16):
+            add(f"optimizer.lr={lr}", f"data.batch_size={batch_size}", acc=(batch_size - index) / 100)
+    assert not any("lr=" in warning for warning in warnings_of(sweep_dir))
 
 
 def test_value_that_diverged_was_tried_one_that_failed_was_not(add: Add, sweep_dir: Path) -> None:
@@ -101,6 +109,16 @@ def test_different_commits_versions_and_devices_are_told(add: Add, sweep_dir: Pa
     assert len([warning for warning in warnings_of(sweep_dir) if "differ in" in warning]) == 3
     write_report([sweep_dir], sweep_dir)
     assert "0123abc; 4567def" in (sweep_dir / "report.md").read_text()
+
+
+def test_seeds_that_diverged_are_not_missing(grid: Path) -> None:
+    assert not any("same seeds" in warning for warning in warnings_of(grid))
+
+
+def test_two_seeds_tell_huge_differences_only(add: Add, sweep_dir: Path) -> None:
+    for lr, accs in ((0.1, [0.98, 0.99]), (0.2, [0.97, 0.985]), (0.3, [0.96, 0.98])):
+        add_setting(add, f"optimizer.lr={lr}", accs=accs)
+    assert "With n = 2, all but huge differences stay hidden" in " ".join(write_report([sweep_dir], sweep_dir).split())
 
 
 def test_many_seeds_of_one_setting(add: Add, sweep_dir: Path) -> None:

@@ -69,3 +69,9 @@ def test_each_result_is_read_once(add: Add, sweep_dir: Path, monkeypatch: pytest
     for name in names:
         ledger.progress_line(sweep_dir, name)
     assert len(read) == 2 * len(names)  # to count it, and to tell of it
+
+
+def test_a_sweep_that_was_stopped_goes_on_with_its_command(tmp_path: Path) -> None:
+    (tmp_path / ledger.STOP).touch()
+    ledger.register(tmp_path, [], {}, [])
+    assert not (tmp_path / ledger.STOP).exists()
