@@ -21,6 +21,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ProgressBar, StochasticWeightAveraging, Timer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -107,6 +108,9 @@ def build(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
     num_cores = os.cpu_count() or 1
     if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > num_cores:
         raise UserError(f"trainer.devices={trainer.num_devices}: this machine has {num_cores} processors, set it to 1")
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        told = "trains in other processes, which give no curves back; for several devices, set it to ddp"
+        raise UserError(f"trainer.strategy={cfg.trainer.strategy}: {told}")
     StepLoop.install(trainer)
     return Run(
         config=config,

@@ -32,6 +32,7 @@ from mnist_lit.version import __version__
 # Keys whose values are taken literally: the folders of a sweep have commas and equals signs in their names, which Hydra
 # would parse.
 PATHS = ("ckpt", "images", "output", "resume")
+CAN_BE_NULL = ("output", "resume")
 MISSING = "{0} is missing: add {0}=PATH,"
 # Hydra composes for one at a time.
 ONE_AT_A_TIME = threading.Lock()
@@ -157,7 +158,8 @@ def _quoted(argument: str) -> str:
     value = str(Path(value).expanduser()) if is_in_home else value
     if argument.startswith("--"):
         return f"{key}={value}" if is_in_home else argument
-    if not (is_in_home or key in PATHS) or not value or value[0] in "'\"":
+    is_none = value == "" or (value == "null" and key in CAN_BE_NULL)
+    if not (is_in_home or key in PATHS) or is_none or value[0] in "'\"":
         return argument
     return f"{key}={QuotedString(value, Quote.double).with_quotes()}"
 

@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -63,6 +64,8 @@ def describe(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):
         how = "write KEY=VALUE without spaces, in quotes where it has brackets: 'model.hidden_sizes=[256,64]'"
         word = str(error.override)
+        if not word.isascii():
+            how = "a value with letters beyond ASCII needs quotes of its own: 'KEY=\"VALUE\"'"
         groups = [path.parent.name for path in OPTIONS if path.stem == word]
         if "=" not in word and os.access(word, os.F_OK):
             how = "it needs a key: ckpt=, images= or resume="
@@ -96,6 +99,10 @@ def named(error: Exception, arguments: Sequence[str]) -> Exception:
         return error.__cause__  # of the log's file
     if isinstance(error, OSError):  # of a folder that Hydra makes
         meant = [word for word in arguments if word.partition("=")[2] == error.filename]
+        if not meant and Path(str(error.filename)).parts[:1] == ("outputs",):
+            return UserError(
+                f"{error.filename}: {error.strerror}; cd to a folder of yours, or name one, hydra.run.dir=DIR"
+            )
         return UserError(f"{meant[0]}: {error.strerror}; name another folder") if meant else error
     if not str(error).startswith(UNNAMED):
         return error
@@ -186,6 +193,6 @@ def tell(error: Exception) -> int:
         file_log.error(line, exc_info=None if is_told else error)
     for handler in [] if is_told else file_log.handlers:
         if isinstance(handler, logging.FileHandler):
-            line += f" (where: {os.path.relpath(handler.baseFilename)})"
+            line += f" (traceback: {os.path.relpath(handler.baseFilename)})"
     print(line, file=sys.stderr)
     return 2 if is_users else 1

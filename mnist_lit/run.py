@@ -1,5 +1,6 @@
 """One run: fit, test, and the result that says how it ended."""
 
+import math
 import signal
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mnist_lit.callbacks.interruption import Interruption
 from mnist_lit.data import MNISTDataModule
+from mnist_lit.data.sources import load
 from mnist_lit.errors import DivergedError, UserError, in_one_line, interruption_behind
 from mnist_lit.logger import Csv, TensorBoard
 from mnist_lit.module import MONITORED, Classifier
@@ -64,6 +66,8 @@ class Run:
         error: BaseException | None = None
         git_commit()  # of the code that runs now; the result is written when it may have changed
         try:
+            if test:
+                self._check_test()
             self._fit(resume_from)
             if test:
                 self._test()
@@ -163,6 +167,15 @@ class Run:
                 at_step = dict(points)
                 if tag.startswith("val/") and checkpoint["global_step"] in at_step:
                     self.metrics[tag] = at_step[checkpoint["global_step"]]
+
+    def _check_test(self) -> None:
+        """Raise UserError if no batch would be tested, which Lightning says after the fit."""
+        limit, data = self.trainer.limit_test_batches, self.datamodule
+        num_images = len(load(data.source, num_classes=len(data.class_names)).test_labels)
+        num_batches = math.ceil(num_images / data.eval_batch_size)
+        if isinstance(limit, float) and 0 < limit * num_batches < 1:
+            told = f"leaves no batch of {num_batches} to test; give a number of batches, or set test=false"
+            raise UserError(f"trainer.limit_test_batches={limit}: {told}")
 
     def _test(self) -> None:
         with quiet():

@@ -1,5 +1,6 @@
 """A run's folder: created or found again, with the configuration that repeats the run."""
 
+import itertools
 import json
 import os
 import re
@@ -40,15 +41,12 @@ def new_folder(parent: str) -> str:
     name = now.strftime("%H-%M-%S")
     day = Path(parent) / now.strftime("%Y-%m-%d")
     day.mkdir(parents=True, exist_ok=True)
-    attempt = 1
-    while True:
+    for attempt in itertools.count(1):
         folder = day / (name if attempt == 1 else f"{name}-{attempt}")
-        try:
+        with suppress(FileExistsError):
             folder.mkdir()
-        except FileExistsError:
-            attempt += 1
-        else:
-            return str(folder)
+            break
+    return str(folder)
 
 
 def run_dir(resume: str | None, parent: str) -> str:

@@ -59,8 +59,6 @@ class Server(ThreadingHTTPServer):
     `port` 0 takes any free one. Raises UserError for a port that cannot be had.
     """
 
-    daemon_threads = True
-
     def __init__(self, predictor: Predictor, *, port: int, prepare: Callable[[Pixels], Pixels] = prepare) -> None:
         self.predictor = predictor
         self.prepare = prepare

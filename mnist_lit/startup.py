@@ -124,6 +124,21 @@ def _quota() -> float:
     return math.inf
 
 
+def busy_note() -> str | None:
+    """Say so where other work keeps the processor busy: torch's threads wait for one another, and training crawls."""
+    load, num_cores = os.getloadavg()[0], os.cpu_count() or 1  # of the last minute, ours included
+    if load <= 1.4 * num_cores or sys.modules["torch"].get_num_threads() == 1:
+        return None
+    return f"other work keeps the {num_cores} cores busy (a load of {load:.1f}): OMP_NUM_THREADS=1 may be faster"
+
+
+@cache
+def tell_once_if_busy() -> None:
+    """Print that note, in a sweep, whose first job tells whether it crawls."""
+    if note := busy_note():
+        print(f"note: {note}", file=sys.stderr)
+
+
 def _hear_interrupts() -> None:
     """Let Ctrl-C raise KeyboardInterrupt again, and SIGTERM SystemExit: what runs ends in order by itself."""
     for number, handler in {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _end}.items():

@@ -4,6 +4,7 @@ import gc
 import logging
 import math
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -71,6 +72,9 @@ def train(cfg: DictConfig) -> float | None:
         with run_folder.no_folder_left(run_dir):
             run = _build(cfg, run_folder.read_overrides(run_dir) if is_resumed else ())
             run.datamodule.prepare_data()
+        if is_resumed and _is_complete(run, test=cfg.test):
+            metrics: dict[str, float] = (read_result(run_dir) or {})["metrics"]
+            return metrics.get("val/acc", math.nan)
         result = _execute(run, cfg, _checkpoint_of(run) if is_resumed else None)
     if run.trainer.is_global_zero:
         _show(result, run, cfg)
@@ -101,6 +105,18 @@ def _as_it_was(cfg: DictConfig) -> DictConfig:
     return saved
 
 
+def _is_complete(run: "Run", *, test: bool) -> bool:
+    """Tell whether a resumed run has trained to its end, and say so; return whether its scores are there as well."""
+    result, found = read_result(run.run_dir) or {}, run.last_checkpoint()
+    max_epochs = run.trainer.max_epochs
+    if result.get("status") != "finished" or found is None or found[1]["epoch"] + 1 != max_epochs:
+        return False
+    is_fixed = run.module.scheduler and run.module.scheduler.length_argument
+    longer = f"; to go on for longer, add trainer.max_epochs=N, above {max_epochs}"
+    log.info("nothing is left to train%s", "" if is_fixed else longer)
+    return not test or "test/acc" in result["metrics"]
+
+
 def _checkpoint_of(run: "Run") -> Path | None:
     """Return the checkpoint that a resumed run goes on from, or None if it was cut off before the first.
 
@@ -119,10 +135,7 @@ def _checkpoint_of(run: "Run") -> Path | None:
     num_epochs, max_epochs = checkpoint["epoch"] + 1, run.trainer.max_epochs
     if max_epochs is not None and 0 <= max_epochs < num_epochs:
         raise UserError(f"trainer.max_epochs={max_epochs}: the run is in its epoch {num_epochs} already")
-    if num_epochs == max_epochs and is_finished:
-        is_fixed = bool(run.module.scheduler and run.module.scheduler.length_argument)
-        log.info("nothing is left to train%s", "" if is_fixed else "; to go on for longer, add trainer.max_epochs=N")
-    else:
+    if not (num_epochs == max_epochs and is_finished):
         log.info("goes on after step %d", checkpoint["global_step"])
     run.forget_after(checkpoint)
     return path
@@ -166,6 +179,8 @@ def _train_as_job(cfg: DictConfig) -> float | None:
             if HydraConfig.get().launcher._target_ == launchers.IN_PROCESS:  # the screen is not a worker's
                 print(ledger.progress_line(folder, run_dir.name), flush=True)
             result = read_result(run_dir)
+            if result is not None and _may_crawl(result["fit_seconds"], result["device"]):
+                startup.tell_once_if_busy()
     if result is None or result["status"] in ("diverged", "failed"):
         return ledger.WORST
     value: float | None = result["metrics"].get("val/acc")
@@ -247,18 +262,22 @@ def _execute(run: "Run", cfg: DictConfig, resume_from: Path | None) -> Result:
         code = end.code if isinstance(end, SystemExit) else 130
         messages.file_log.info("interrupted")
         if HydraConfig.get().mode == RunMode.RUN:
-            print(
-                f"interrupted; go on:  python -m mnist_lit.train resume={os.path.relpath(run.run_dir)}", file=sys.stderr
-            )
+            resume = shlex.quote(f"resume={os.path.relpath(run.run_dir)}")
+            print(f"interrupted; go on:  python -m mnist_lit.train {resume}", file=sys.stderr)
         raise SystemExit(code) from None
+
+
+def _may_crawl(fit_seconds: float | None, device: str | None) -> bool:
+    return (fit_seconds or 0) > 5 and " x cpu " in str(device)
 
 
 def _show(result: Result, run: "Run", cfg: DictConfig) -> None:
     """Print what a person wants to know when a run has ended."""
     rows = [(tag, f"{result.metrics[tag]:.4f}") for tag in sorted(result.metrics, reverse=True)]
     is_to_validate = cfg.data.get("val_size") and cfg.trainer.get("limit_val_batches") != 0
-    if result.status == "finished" and is_to_validate and not result.history["val/loss"]:
-        rows.insert(0, ("val", "never: the run ended before its first validation"))
+    if result.status == "finished" and not result.history["val/loss"]:
+        why = "the run ended before its first validation" if is_to_validate else "no images are held out for it"
+        rows.insert(0, ("val", f"never: {why}"))
     if "val/acc" in result.metrics:
         is_chosen = getattr(run.trainer.checkpoint_callback, "monitor", None) is not None
         rows.append(
@@ -282,19 +301,20 @@ def _show(result: Result, run: "Run", cfg: DictConfig) -> None:
         told = f"no better than guessing: does optimizer.lr={cfg.optimizer.get('lr')} suit this optimizer and loss?"
         rows.append(("note", told))
     if cfg.callbacks and not {"checkpoint", "last", "interruption"} & {*cfg.callbacks}:
-        rows.append(("note", "our callbacks are left out, checkpoints among them: callbacks=[default,MINE] keeps them"))
-    load, num_cores = os.getloadavg()[0], os.cpu_count() or 1  # of the last minute, ours included
-    if (result.fit_seconds or 0) > 5 and "threads)" in str(result.device) and load > 1.4 * num_cores:
-        told = f"other work keeps the {num_cores} cores busy (a load of {load:.1f}): OMP_NUM_THREADS=1 may be faster"
+        told = "our callbacks are left out, and resume= and ckpt= need them: 'callbacks=[default,MINE]' has both"
         rows.append(("note", told))
+    if _may_crawl(result.fit_seconds, result.device) and (busy := startup.busy_note()):
+        rows.append(("note", busy))
     rows += [("profile", os.path.relpath(path)) for path in run.run_dir.glob("fit-*.txt")]
     if result.error:
         rows.append((result.status, result.error))
     folder = os.path.relpath(run.run_dir)
     rows.append(("run folder", folder))
+    if (run.run_dir / "checkpoints" / "best.ckpt").exists():
+        rows.append(("use it", f"python -m mnist_lit.evaluate {shlex.quote(f'ckpt={folder}')}"))
     if any(run.run_dir.glob("events.out.tfevents.*")):
         logdir = "outputs" if Path(folder).parts[:1] == ("outputs",) else folder  # beside the other runs, if it is
-        rows.append(("curves", f"tensorboard --logdir {logdir}"))
+        rows.append(("curves", f"tensorboard --logdir {shlex.quote(logdir)}"))
     print("\n".join(f"{name:12}{value}" for name, value in rows))
 
 

@@ -55,6 +55,18 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("seed=glob(x*) -m", ["seed=glob(x*): gives a key no value, so there is no job"]),
     ("sweep.pictures=loss_curve", ["sweep.pictures=loss_curve: must be a list, each text"]),
     ("-m sweep.name=a,b", ["error: sweep.name: cannot be swept, since it is the whole sweep's; give it one value\n"]),
+    ("seed=0,1 hydra.launcher=joblib -m", ["hydra.launcher=joblib: write hydra/launcher=joblib, with a slash"]),
+    ("seed=0,1 hydra.sweeper=optuna -m", ["hydra.sweeper=optuna: write hydra/sweeper=optuna, with a slash"]),
+    ("seed=0,1 hydra.sweeper.max_batch_size=0 -m", ["hydra.sweeper.max_batch_size=0: must be at least 1"]),
+    (
+        "data.source_dir=müller",
+        ["data.source_dir=müller: cannot be read; a value with letters beyond "],
+    ),
+    (
+        "trainer.limit_test_batches=0.05",
+        ["trainer.limit_test_batches=0.05: leaves no batch of 1 to test; "],
+    ),
+    ("trainer.strategy=ddp_spawn trainer.accelerator=cpu", ["trainer.strategy=ddp_spawn: ", "set it to ddp"]),
     ("seed=0,1 sweep.dry_run=maybe -m", ["sweep.dry_run=maybe: must be true or false"]),
     ("seed=0,1 -m sweep.on_error=stpo", ["sweep.on_error=stpo: must be continue or stop"]),
     ("tuned", ["error: tuned: cannot be read; did you mean experiment=tuned?\n"]),

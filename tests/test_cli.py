@@ -52,7 +52,7 @@ def test_where_the_log_is_is_told_for_errors_that_name_no_file(
         raise OSError(28, "No space left on device", file)
 
     monkeypatch.setattr(run_folder, "write_config", full)
-    where = ": a" if file else " (where: run/train.log)"
+    where = ": a" if file else " (traceback: run/train.log)"
     outcome = main("data=sample", "hydra.run.dir=run")
     assert outcome == Outcome(2, "", f"error: No space left on device{where}\n")
 
@@ -174,7 +174,7 @@ def test_pipe_that_is_not_stdout_breaks_loudly(main: Main, monkeypatch: pytest.M
     monkeypatch.setattr(train, "_execute", broken)
     monkeypatch.setattr(messages, "drop_closed_stdout", lambda: False)
     outcome = main("data=sample", "hydra.run.dir=run")
-    assert (outcome.code, outcome.err) == (2, "error: Broken pipe (where: run/train.log)\n")
+    assert (outcome.code, outcome.err) == (2, "error: Broken pipe (traceback: run/train.log)\n")
 
 
 def test_what_a_user_can_mend_exits_with_2_and_one_line(command: Command, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_bug_exits_with_1_and_leaves_its_traceback_in_the_log(
     monkeypatch.setattr(train, "_execute", broken)
     outcome = main("data=sample", "hydra.run.dir=run")
     assert (outcome.code, outcome.out) == (1, "")
-    assert outcome.err == "error: ZeroDivisionError: by zero (where: run/train.log)\n"
+    assert outcome.err == "error: ZeroDivisionError: by zero (traceback: run/train.log)\n"
     log = (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
     assert "ERROR mnist_lit.file_only: error: ZeroDivisionError: by zero" in log
     assert "Traceback (most recent call last):" in log

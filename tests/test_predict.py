@@ -114,7 +114,7 @@ def test_pictures_are_titled_by_file_and_answer(
 
     monkeypatch.setattr(pictures, "draw_images", draw)
     photos(**dict.fromkeys(["IMG_20261126_0001", "$a_$ü", "七"], rendered("3")))  # of which no font has all
-    outcome = main(f"ckpt={trained.folder}", "images=photos", "num_images=3", module="predict")
+    outcome = main(f"ckpt={trained.folder}", "images=photos", "num_images=3", "output=null", module="predict")
     assert (outcome.code, outcome.err) == (0, "")
     assert "num_images" not in outcome.out  # there are no more
     assert [title.split("\n")[0] for title in seen] == ["$a_$?", "...61126_0001", "?"]

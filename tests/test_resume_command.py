@@ -17,10 +17,11 @@ WITHOUT_SCHEDULE = [setting for setting in SETTINGS if "scheduler" not in settin
 def test_a_finished_run_goes_on_for_more_epochs(main: Main, tmp_path: Path) -> None:
     assert main(*WITHOUT_SCHEDULE, "trainer.max_epochs=3", "hydra.run.dir=whole").code == 0
     assert main(*WITHOUT_SCHEDULE, "trainer.max_epochs=1", "hydra.run.dir=longer").code == 0
-    finished = read_result(tmp_path / "longer")["metrics"]
+    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "longer").rglob("*") if path.name != "train.log"}
     again = main("resume=longer")
-    assert (again.code, read_result(tmp_path / "longer")["metrics"]) == (0, finished)
-    assert "nothing is left to train; to go on for longer, add trainer.max_epochs=N" in again.out + again.err
+    assert again.code == 0
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert "nothing is left to train; to go on for longer, add trainer.max_epochs=N, above 1" in again.out + again.err
     longer = main("resume=longer", "trainer.max_epochs=3")
     assert longer.code == 0
     assert "nothing is left" not in longer.out + longer.err
@@ -30,6 +31,13 @@ def test_a_finished_run_goes_on_for_more_epochs(main: Main, tmp_path: Path) -> N
     for key in ("metrics", "history", "config_hash", "best_epoch", "overrides"):
         assert run[key] == whole[key]
     assert "max_epochs: 3" in (tmp_path / "longer" / "config.yaml").read_text(encoding="utf-8")
+
+
+def test_a_finished_run_is_tested_if_it_was_not(main: Main, tmp_path: Path) -> None:
+    assert main(*WITHOUT_SCHEDULE, "trainer.max_epochs=1", "test=false", "hydra.run.dir=run").code == 0
+    assert "test/acc" not in read_result(tmp_path / "run")["metrics"]
+    assert main("resume=run", "test=true").code == 0
+    assert "test/acc" in read_result(tmp_path / "run")["metrics"]
 
 
 def test_a_finished_run_whose_length_is_fixed_is_not_told_to_go_on(main: Main, whole: Path, tmp_path: Path) -> None:

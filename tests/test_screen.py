@@ -5,8 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Compose, Main, Train
+from made_sweeps import Sweep
 
+from mnist_lit import startup
 from mnist_lit.build import build
 
 
@@ -41,7 +44,9 @@ def test_a_run_that_ends_before_its_first_validation_says_so(
 
 def test_a_run_without_our_callbacks_says_what_it_lacks(main: Main, tmp_path: Path) -> None:
     mine = "+callbacks.mine={_target_:lightning.pytorch.callbacks.DeviceStatsMonitor}"
-    told = "note        our callbacks are left out, checkpoints among them: callbacks=[default,MINE] keeps them\n"
+    told = (
+        "note        our callbacks are left out, and resume= and ckpt= need them: 'callbacks=[default,MINE]' has both\n"
+    )
     assert told in main("debug=fast", "logger=csv", "callbacks=[]", mine).out
     whole = main("debug=fast", "logger=csv", mine)
     assert whole.code == 0
@@ -80,11 +85,23 @@ def test_busy_cores_are_told(
 ) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.setattr("mnist_lit.run.Run._device_name", lambda run: "1 x cpu (2 threads)")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr("mnist_lit.run.Timer.time_elapsed", lambda timer, stage: seconds)
     train_run("debug=fast")
     told = f"note        other work keeps the 2 cores busy (a load of {load}): OMP_NUM_THREADS=1 may be faster\n"
     assert (told in capsys.readouterr().out) == is_told
+
+
+def test_busy_cores_are_told_after_a_sweeps_first_job_and_by_its_dry_run(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (9.0, 9.0, 9.0))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr("mnist_lit.run.Timer.time_elapsed", lambda timer, stage: 6.0)
+    for dry_run in ("true", "false"):
+        startup.tell_once_if_busy.cache_clear()
+        assert sweep("seed=0,1", "trainer.max_epochs=1", f"sweep.dry_run={dry_run}") == 0
+        assert capsys.readouterr().err.count("note: other work keeps the ") == 1
 
 
 def test_a_run_is_printed_in_a_line(make_config: Compose, tmp_path: Path) -> None:

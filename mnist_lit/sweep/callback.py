@@ -16,7 +16,7 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
-from mnist_lit import messages, run_folder
+from mnist_lit import messages, run_folder, startup
 from mnist_lit.composition import JobLoader
 from mnist_lit.errors import UserError
 from mnist_lit.notation import count
@@ -97,6 +97,12 @@ class SweepCallback(Callback):
         if config.resume is not None:
             raise UserError(f"resume={config.resume}: a multirun goes on by itself; give its own command again")
         check_folders(config)
+        for part in ("launcher", "sweeper"):
+            if isinstance(chosen := config.hydra[part], str):
+                raise UserError(f"hydra.{part}={chosen}: write hydra/{part}={chosen}, with a slash")
+        for key in ("max_batch_size", "n_jobs"):
+            if (value := config.hydra.sweeper.get(key)) is not None and value < 1:
+                raise UserError(f"hydra.sweeper.{key}={value}: must be at least 1")
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         # Hydra gives it to the sweeper and the launcher.
@@ -147,6 +153,7 @@ class SweepCallback(Callback):
         if config.sweep.dry_run:
             ledger.check_is_same(folder, keys, settings)
             print(preflight.describe(jobs))
+            startup.tell_once_if_busy()
             sys.exit(0)
         if {*keys} - {"seed"} and all(preflight.blind):
             print(f"note: no job has validation images, so nothing will rank them; {HOLD_SOME_OUT}", file=sys.stderr)

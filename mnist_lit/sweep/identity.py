@@ -4,7 +4,8 @@ import re
 from collections.abc import Sequence
 from hashlib import sha256
 
-MAX_NAME_LENGTH = 120  # characters; TensorBoard shows them all, file systems allow 255
+MAX_NAME_LENGTH = 120  # characters; TensorBoard shows them all
+MAX_NAME_BYTES = 255  # what file systems allow
 FORBIDDEN = r'[<>:"/\\|?*]'  # by Windows; elsewhere it is the slash alone
 DRAWN_NUMBER = r"\d+\.\d{9,}(e-?\d+)?"  # by a search; nobody types so many decimals
 
@@ -38,6 +39,7 @@ def job_name(keys: Sequence[str], overrides: Sequence[str]) -> str:
 
 
 def _as_folder(name: str) -> str:
-    if len(name) > MAX_NAME_LENGTH:  # 8 hex digits of its hash keep it unique
-        name = f"{name[: MAX_NAME_LENGTH - 9]}-{sha256(name.encode()).hexdigest()[:8]}"
+    if len(name) > MAX_NAME_LENGTH or len(name.encode()) > MAX_NAME_BYTES:
+        start = name[: MAX_NAME_LENGTH - 9].encode()[: MAX_NAME_BYTES - 9].decode(errors="ignore")
+        name = f"{start}-{sha256(name.encode()).hexdigest()[:8]}"  # which keeps it unique
     return re.sub(FORBIDDEN, "_", name) or "single"

@@ -47,3 +47,9 @@ def test_long_names_are_cut_and_stay_unique() -> None:
 @pytest.mark.parametrize("keys", [[], ["seed"]])
 def test_a_sweep_has_a_name_whatever_is_swept(keys: list[str]) -> None:
     assert sweep_name(keys, None) == ("seed" if keys else "single")
+
+
+def test_names_in_any_alphabet_fit_a_file_system() -> None:
+    names = [job_name(["data.source_dir"], [f"data.source_dir={'数' * 85}/{end}"]) for end in "ab"]
+    assert len(set(names)) == 2
+    assert all(len(name.encode()) <= 255 and name.startswith("source_dir=数数") for name in names)
