@@ -62,10 +62,6 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
         "data.source_dir=müller",
         ["data.source_dir=müller: cannot be read; a value with letters beyond "],
     ),
-    (
-        "trainer.limit_test_batches=0.05",
-        ["trainer.limit_test_batches=0.05: leaves no batch of 1 to test; "],
-    ),
     ("trainer.strategy=ddp_spawn trainer.accelerator=cpu", ["trainer.strategy=ddp_spawn: ", "set it to ddp"]),
     ("seed=0,1 sweep.dry_run=maybe -m", ["sweep.dry_run=maybe: must be true or false"]),
     ("seed=0,1 -m sweep.on_error=stpo", ["sweep.on_error=stpo: must be continue or stop"]),

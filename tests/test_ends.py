@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Train, Trained, compose_config, files, read_checkpoint, read_result, train
+from conftest import Main, Train, Trained, compose_config, files, read_checkpoint, read_result, train
 from omegaconf import DictConfig
 from torch import Tensor
 from torch.nn import functional
@@ -226,3 +226,10 @@ def test_signals_are_given_back_when_training_ends() -> None:
     assert signal.getsignal(signal.SIGTERM) != before
     callback.on_train_end(nobody, nobody)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_test_of_no_batch_is_refused_before_the_fit(main: Main, tmp_path: Path) -> None:
+    outcome = main("data=sample", "trainer.limit_test_batches=0.05", "hydra.run.dir=run")
+    told = "trainer.limit_test_batches=0.05: leaves no batch of 1 to test; give a number of batches, or set test=false"
+    assert (outcome.code, outcome.err) == (2, f"error: {told}\n")
+    assert not (tmp_path / "run" / "checkpoints").exists()
