@@ -83,7 +83,7 @@ def test_a_missing_seed_does_not_cost_the_pairing(add: Add, sweep_dir: Path) -> 
     assert other["p_value"] == pytest.approx(expected, rel=1e-6)
     assert "did not all run with the same seeds" in " ".join(warnings_of(sweep_dir))
     told = " ".join(write_report([sweep_dir], sweep_dir).split())
-    assert "All that can be tested are worse than the best: p < 0.05 in a two-sided paired t-test" in told
+    assert "by more than the luck of the seeds explains: p < 0.05 in a two-sided paired t-test" in told
     assert "stay hidden" not in told
     add("optimizer.lr=0.3", acc=0.94 + luck[3], seed=3)
     assert "same seeds" not in " ".join(warnings_of(sweep_dir))
@@ -132,7 +132,7 @@ def test_report_marks_what_cannot_be_told_from_the_best_and_names_the_test(add: 
     for shown in (text, (sweep_dir / "report.md").read_text(), (sweep_dir / "report.html").read_text()):
         assert f"not told apart, p = {p_value:.3f}" in shown
         assert "paired t-test over the seeds" in shown
-        assert "for having picked the best of the 3 that can be tested by the same numbers" in shown
+        assert "The best of the 3 that can be tested was picked by the same numbers" in shown
         assert (
             "With n = 4, an observed difference below about 2.4 times its spread over the seeds stays hidden" in shown
         )
