@@ -160,12 +160,13 @@ def method(summary: Summary) -> str:
     else:
         hidden = f"With n = {fewest}, small differences stay hidden."
     is_clear = (tested["verdict"] == "worse").all()
+    hidden = "" if is_clear else f"{hidden} "
     first = f"All that can be tested are worse than the best by more than the luck of the seeds explains: p < {ALPHA}"
     if not is_clear:
         first = f"Where it says not told apart, luck may be all the difference, which does not mean equal: p >= {ALPHA}"
     told = (
         f"{first} in a two-sided {tests}. The best of the {num_settings} that can be tested was picked by the same "
-        f"numbers, so p-values are corrected step by step (Holm, Shaffer); some become equal. {'' if is_clear else f'{hidden} '}"
+        f"numbers, so p-values are corrected step by step (Holm, Shaffer); some become equal. {hidden}"
         f"The test allows for the luck of the seeds, not for that of the validation images. {untestable}"
     )
     return told.strip()
