@@ -1,6 +1,7 @@
 """Errors in the user's words, each in one line."""
 
 import difflib
+import errno
 import logging
 import os
 import re
@@ -89,7 +90,10 @@ def describe(error: BaseException) -> str:
     if isinstance(error, HydraException | OmegaConfBaseException):
         return " ".join(str(cause if isinstance(cause, OmegaConfBaseException) else error).split())
     if isinstance(error, OSError):
-        return ": ".join(map(str, filter(None, [error.strerror, error.filename]))) or in_one_line(error)
+        told = ": ".join(map(str, filter(None, [error.strerror, error.filename]))) or in_one_line(error)
+        is_of_outputs = Path(str(error.filename)).parts[:1] == ("outputs",)
+        cannot_be_made = error.errno in (errno.EACCES, errno.ENOTDIR, errno.EROFS)
+        return f"{told}; cd to a folder that you may write to" if is_of_outputs and cannot_be_made else told
     return in_one_line(error)
 
 
@@ -99,10 +103,6 @@ def named(error: Exception, arguments: Sequence[str]) -> Exception:
         return error.__cause__  # of the log's file
     if isinstance(error, OSError):  # of a folder that Hydra makes
         meant = [word for word in arguments if word.partition("=")[2] == error.filename]
-        if not meant and Path(str(error.filename)).parts[:1] == ("outputs",):
-            return UserError(
-                f"{error.filename}: {error.strerror}; cd to a folder of yours, or name one, hydra.run.dir=DIR"
-            )
         return UserError(f"{meant[0]}: {error.strerror}; name another folder") if meant else error
     if not str(error).startswith(UNNAMED):
         return error
@@ -185,7 +185,7 @@ def tell(error: Exception) -> int:
     if isinstance(error, BrokenPipeError) and drop_closed_stdout():
         return 128 + signal.SIGPIPE
     if (end := interruption_behind(error)) is not None:
-        return int(end.code or 0) if isinstance(end, SystemExit) else 128 + signal.SIGINT
+        return end.code if isinstance(end, SystemExit) and isinstance(end.code, int) else 128 + signal.SIGINT
     is_users = isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError | YAMLError)
     line = f"error: {describe(error)}"
     is_told = is_users and not (isinstance(error, OSError) and error.filename is None)

@@ -119,6 +119,10 @@ def test_output_folder_below_a_file_is_refused(main: Main, tmp_path: Path) -> No
     (tmp_path / "file").write_text("", encoding="utf-8")
     outcome = main("data=sample", "hydra.run.dir=file/run")
     assert_refused(outcome, tmp_path, "error: hydra.run.dir=file/run: Not a directory; name another folder\n")
+    (tmp_path / "outputs").write_text("", encoding="utf-8")
+    outcome = main("data=sample")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert outcome.err.endswith("; cd to a folder that you may write to\n")
 
 
 def test_outputs_that_is_a_file_is_refused(main: Main, tmp_path: Path) -> None:
