@@ -66,8 +66,6 @@ class Run:
         error: BaseException | None = None
         git_commit()  # of the code that runs now; the result is written when it may have changed
         try:
-            if test:
-                self._check_test()
             self._fit(resume_from)
             if test:
                 self._test()
@@ -147,7 +145,8 @@ class Run:
         except Exception:
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, Interruption):
-                    callback.end()  # a signal came in the very step that failed, and is to be heard
+                    with _ctrl_c_raised():
+                        callback.end()  # a signal came in the very step that failed, and is to be heard
             raise
         finally:
             self.fit_seconds = self.timer.time_elapsed("train")
@@ -168,7 +167,7 @@ class Run:
                 if tag.startswith("val/") and checkpoint["global_step"] in at_step:
                     self.metrics[tag] = at_step[checkpoint["global_step"]]
 
-    def _check_test(self) -> None:
+    def check_test(self) -> None:
         """Raise UserError if no batch would be tested, which Lightning says after the fit."""
         limit, data = self.trainer.limit_test_batches, self.datamodule
         num_images = len(load(data.source, num_classes=len(data.class_names)).test_labels)

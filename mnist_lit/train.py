@@ -72,6 +72,8 @@ def train(cfg: DictConfig) -> float | None:
         with run_folder.no_folder_left(run_dir):
             run = _build(cfg, run_folder.read_overrides(run_dir) if is_resumed else ())
             run.datamodule.prepare_data()
+            if cfg.test:
+                run.check_test()
         if is_resumed and _is_complete(run, test=cfg.test):
             metrics: dict[str, float] = (read_result(run_dir) or {})["metrics"]
             return metrics.get("val/acc", math.nan)
@@ -193,6 +195,8 @@ def _execute_job(cfg: DictConfig, job: ledger.Job) -> None:
     try:
         with cli.only_in_the_log_file():  # the screen has one line a job
             run = _build(cfg)
+            if cfg.test:
+                run.check_test()
             _execute(run, cfg, _checkpoint_of_job(run))
     except Exception as error:
         if (end := interruption_behind(error)) is not None:
@@ -276,7 +280,11 @@ def _show(result: Result, run: "Run", cfg: DictConfig) -> None:
     rows = [(tag, f"{result.metrics[tag]:.4f}") for tag in sorted(result.metrics, reverse=True)]
     is_to_validate = cfg.data.get("val_size") and cfg.trainer.get("limit_val_batches") != 0
     if result.status == "finished" and not result.history["val/loss"]:
-        why = "the run ended before its first validation" if is_to_validate else "no images are held out for it"
+        why = (
+            "the run ended before its first validation"
+            if is_to_validate
+            else "no images are validated on (data.val_size, trainer.limit_val_batches)"
+        )
         rows.insert(0, ("val", f"never: {why}"))
     if "val/acc" in result.metrics:
         is_chosen = getattr(run.trainer.checkpoint_callback, "monitor", None) is not None
