@@ -54,9 +54,7 @@ def train(*overrides: str, run_dir: str | Path | None = None, config_dir: str | 
         run = build(cfg, given)
         if run.trainer.world_size > 1:
             raise UserError("trainer.devices: from Python, set it to 1; the command line can train on several")
-        run.datamodule.prepare_data()
-        if cfg.test:
-            run.check_test()
+        run.prepare()
         run_folder.write_config(cfg, folder, given)
         run.execute(test=cfg.test)
     return run

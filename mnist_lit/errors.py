@@ -2,7 +2,10 @@
 
 import os
 import select
+import signal
 import sys
+
+ENDED_BY_SIGNAL = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes, as shells have them
 
 
 class UserError(Exception):
@@ -24,9 +27,11 @@ def in_one_line(error: BaseException) -> str:
 
 def interruption_behind(error: BaseException | None) -> KeyboardInterrupt | SystemExit | None:
     """Return the Ctrl-C or SIGTERM that left half done what a library then failed at, as OmegaConf and Lightning do."""
-    while error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code in ENDED_BY_SIGNAL):
+            return error
         error = error.__context__
-    return error
+    return None
 
 
 def drop_closed_stdout() -> bool:

@@ -1,14 +1,12 @@
 """Errors in the user's words, each in one line."""
 
 import difflib
-import errno
 import logging
 import os
 import re
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -65,7 +63,7 @@ def describe(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):
         how = "write KEY=VALUE without spaces, in quotes where it has brackets: 'model.hidden_sizes=[256,64]'"
         word = str(error.override)
-        if not word.isascii():
+        if any(letter.isalpha() and not letter.isascii() for letter in word):
             how = "a value with letters beyond ASCII needs quotes of its own: 'KEY=\"VALUE\"'"
         groups = [path.parent.name for path in OPTIONS if path.stem == word]
         if "=" not in word and os.access(word, os.F_OK):
@@ -90,10 +88,7 @@ def describe(error: BaseException) -> str:
     if isinstance(error, HydraException | OmegaConfBaseException):
         return " ".join(str(cause if isinstance(cause, OmegaConfBaseException) else error).split())
     if isinstance(error, OSError):
-        told = ": ".join(map(str, filter(None, [error.strerror, error.filename]))) or in_one_line(error)
-        is_of_outputs = Path(str(error.filename)).parts[:1] == ("outputs",)
-        cannot_be_made = error.errno in (errno.EACCES, errno.ENOTDIR, errno.EROFS)
-        return f"{told}; cd to a folder that you may write to" if is_of_outputs and cannot_be_made else told
+        return ": ".join(map(str, filter(None, [error.strerror, error.filename]))) or in_one_line(error)
     return in_one_line(error)
 
 

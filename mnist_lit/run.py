@@ -55,6 +55,19 @@ class Run:
         """The folder that all files of the run go to."""
         return Path(self.trainer.default_root_dir)
 
+    def prepare(self) -> None:
+        """Fetch the images.
+
+        Raises UserError if they cannot be had, or if no batch is to be tested, which Lightning says after the fit.
+        """
+        data, limit = self.datamodule, self.trainer.limit_test_batches
+        data.prepare_data()
+        num_images = len(load(data.source, num_classes=len(data.class_names)).test_labels)
+        num_batches = math.ceil(num_images / data.eval_batch_size)
+        if self.config["test"] and isinstance(limit, float) and 0 < limit * num_batches < 1:
+            told = f"leaves no batch of {num_batches} to test; give a number of batches, or set test=false"
+            raise UserError(f"trainer.limit_test_batches={limit}: {told}")
+
     def execute(self, *, test: bool, resume_from: Path | None = None) -> Result:
         """Fit, then test with the best checkpoint if `test`; write `result.json` last and return it.
 
@@ -166,15 +179,6 @@ class Run:
                 at_step = dict(points)
                 if tag.startswith("val/") and checkpoint["global_step"] in at_step:
                     self.metrics[tag] = at_step[checkpoint["global_step"]]
-
-    def check_test(self) -> None:
-        """Raise UserError if no batch would be tested, which Lightning says after the fit."""
-        limit, data = self.trainer.limit_test_batches, self.datamodule
-        num_images = len(load(data.source, num_classes=len(data.class_names)).test_labels)
-        num_batches = math.ceil(num_images / data.eval_batch_size)
-        if isinstance(limit, float) and 0 < limit * num_batches < 1:
-            told = f"leaves no batch of {num_batches} to test; give a number of batches, or set test=false"
-            raise UserError(f"trainer.limit_test_batches={limit}: {told}")
 
     def _test(self) -> None:
         with quiet():

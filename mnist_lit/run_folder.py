@@ -35,17 +35,21 @@ defaults:
 def new_folder(parent: str) -> str:
     """Create and return `<parent>/<date>/<time>[-n]`, which no other process gets.
 
-    Raises OSError if it cannot be created.
+    Raises UserError if it cannot be created.
     """
     now = datetime.now()
     name = now.strftime("%H-%M-%S")
     day = Path(parent) / now.strftime("%Y-%m-%d")
-    day.mkdir(parents=True, exist_ok=True)
-    for attempt in itertools.count(1):
-        folder = day / (name if attempt == 1 else f"{name}-{attempt}")
-        with suppress(FileExistsError):
-            folder.mkdir()
-            break
+    try:
+        day.mkdir(parents=True, exist_ok=True)
+        for attempt in itertools.count(1):
+            folder = day / (name if attempt == 1 else f"{name}-{attempt}")
+            with suppress(FileExistsError):
+                folder.mkdir()
+                break
+    except OSError as error:
+        told = "cd to another folder, or name one, hydra.run.dir=FOLDER"
+        raise UserError(f"{error.filename}: {error.strerror}; {told}") from error
     return str(folder)
 
 

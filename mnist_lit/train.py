@@ -5,19 +5,18 @@ import logging
 import math
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_lit import cli, messages, run_folder, startup
-from mnist_lit.errors import UserError, interruption_behind
+from mnist_lit.errors import ENDED_BY_SIGNAL, UserError, interruption_behind
 from mnist_lit.notation import count, in_yaml
 from mnist_lit.result import FILE_NAME, Result, config_hash, read_result, remove_scratch
 from mnist_lit.sweep import launchers, ledger
@@ -36,7 +35,7 @@ def main() -> None:
     try:
         cli.run(train, config_name="train")
     except SystemExit as end:
-        if end.code in (128 + signal.SIGINT, 128 + signal.SIGTERM) and cli.is_multirun():
+        if end.code in ENDED_BY_SIGNAL and cli.is_multirun():
             print("interrupted; the same command again goes on", file=sys.stderr)
         raise
 
@@ -71,11 +70,9 @@ def train(cfg: DictConfig) -> float | None:
             run_folder.check_is_new(run_dir)
         with run_folder.no_folder_left(run_dir):
             run = _build(cfg, run_folder.read_overrides(run_dir) if is_resumed else ())
-            run.datamodule.prepare_data()
-            if cfg.test:
-                run.check_test()
-        if is_resumed and _is_complete(run, test=cfg.test):
-            metrics: dict[str, float] = (read_result(run_dir) or {})["metrics"]
+            run.prepare()
+        if is_resumed and (complete := _complete_result(run, test=cfg.test)) is not None:
+            metrics: dict[str, float] = complete["metrics"]
             return metrics.get("val/acc", math.nan)
         result = _execute(run, cfg, _checkpoint_of(run) if is_resumed else None)
     if run.trainer.is_global_zero:
@@ -107,16 +104,17 @@ def _as_it_was(cfg: DictConfig) -> DictConfig:
     return saved
 
 
-def _is_complete(run: "Run", *, test: bool) -> bool:
-    """Tell whether a resumed run has trained to its end, and say so; return whether its scores are there as well."""
-    result, found = read_result(run.run_dir) or {}, run.last_checkpoint()
-    max_epochs = run.trainer.max_epochs
-    if result.get("status") != "finished" or found is None or found[1]["epoch"] + 1 != max_epochs:
-        return False
+def _complete_result(run: "Run", *, test: bool) -> dict[str, Any] | None:
+    """Return the result of a resumed run if nothing is left to train or to test; say so if nothing is to train."""
+    result, max_epochs = read_result(run.run_dir), run.trainer.max_epochs
+    if result is None or result["status"] != "finished" or (found := run.last_checkpoint()) is None:
+        return None
+    if found[1]["epoch"] + 1 != max_epochs:
+        return None
     is_fixed = run.module.scheduler and run.module.scheduler.length_argument
     longer = f"; to go on for longer, add trainer.max_epochs=N, above {max_epochs}"
     log.info("nothing is left to train%s", "" if is_fixed else longer)
-    return not test or "test/acc" in result["metrics"]
+    return None if test and "test/acc" not in result["metrics"] else result
 
 
 def _checkpoint_of(run: "Run") -> Path | None:
@@ -178,11 +176,11 @@ def _train_as_job(cfg: DictConfig) -> float | None:
             finally:
                 gc.collect()  # a trainer and its callbacks form cycles of 5 MB
             startup.freeze_once()
+            result = read_result(run_dir)
             if HydraConfig.get().launcher._target_ == launchers.IN_PROCESS:  # the screen is not a worker's
                 print(ledger.progress_line(folder, run_dir.name), flush=True)
-            result = read_result(run_dir)
-            if result is not None and _may_crawl(result["fit_seconds"], result["device"]):
-                startup.tell_once_if_busy()
+                if result is not None and _may_crawl(result["fit_seconds"], result["device"]):
+                    startup.tell_once_if_busy()
     if result is None or result["status"] in ("diverged", "failed"):
         return ledger.WORST
     value: float | None = result["metrics"].get("val/acc")
@@ -195,8 +193,7 @@ def _execute_job(cfg: DictConfig, job: ledger.Job) -> None:
     try:
         with cli.only_in_the_log_file():  # the screen has one line a job
             run = _build(cfg)
-            if cfg.test:
-                run.check_test()
+            run.prepare()
             _execute(run, cfg, _checkpoint_of_job(run))
     except Exception as error:
         if (end := interruption_behind(error)) is not None:

@@ -122,7 +122,7 @@ def test_output_folder_below_a_file_is_refused(main: Main, tmp_path: Path) -> No
     (tmp_path / "outputs").write_text("", encoding="utf-8")
     outcome = main("data=sample")
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
-    assert outcome.err.endswith("; cd to a folder that you may write to\n")
+    assert outcome.err.endswith(": Not a directory; cd to another folder, or name one, hydra.run.dir=FOLDER\n")
 
 
 def test_outputs_that_is_a_file_is_refused(main: Main, tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
     ("seed=0,1 hydra.launcher=joblib -m", ["hydra.launcher=joblib: write hydra/launcher=joblib, with a slash"]),
     ("seed=0,1 hydra.sweeper=optuna -m", ["hydra.sweeper=optuna: write hydra/sweeper=optuna, with a slash"]),
     ("seed=0,1 hydra.sweeper.max_batch_size=0 -m", ["hydra.sweeper.max_batch_size=0: must be at least 1"]),
+    ("seed=0,1 hydra.sweeper.max_batch_size=abc -m", ["hydra.sweeper.max_batch_size=abc: must be at least 1"]),
     (
         "data.source_dir=müller",
         ["data.source_dir=müller: cannot be read; a value with letters beyond "],

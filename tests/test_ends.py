@@ -232,7 +232,7 @@ def test_a_test_of_no_batch_is_refused_before_the_fit(main: Main, tmp_path: Path
     outcome = main("data=sample", "trainer.limit_test_batches=0.05", "hydra.run.dir=run")
     told = "trainer.limit_test_batches=0.05: leaves no batch of 1 to test; give a number of batches, or set test=false"
     assert (outcome.code, outcome.err) == (2, f"error: {told}\n")
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run").exists()
     limited = ("data=sample", "trainer.max_epochs=1", "trainer.limit_test_batches=0.05", "test=false")
     assert main(*limited, "hydra.run.dir=done").code == 0
     before = (tmp_path / "done" / "result.json").read_bytes()

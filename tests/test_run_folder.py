@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mnist_lit import run_folder
+from mnist_lit.errors import UserError
 
 
 class Stopped(datetime):
@@ -39,5 +40,5 @@ def test_new_folders_of_one_second_are_counted_from_2(tmp_path: Path, monkeypatc
 
 def test_new_folder_below_a_file_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(UserError, match=r"file/.*: Not a directory; cd to another folder, or name one, "):
         run_folder.new_folder(str(tmp_path / "file"))

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import filelock
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -101,7 +101,7 @@ class SweepCallback(Callback):
             if isinstance(chosen := config.hydra[part], str):
                 raise UserError(f"hydra.{part}={chosen}: write hydra/{part}={chosen}, with a slash")
         for key in ("max_batch_size", "n_jobs"):
-            if (value := config.hydra.sweeper.get(key)) is not None and value < 1:
+            if (value := config.hydra.sweeper.get(key, 1)) is not None and not (isinstance(value, int) and value >= 1):
                 raise UserError(f"hydra.sweeper.{key}={value}: must be at least 1")
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
@@ -152,9 +152,7 @@ class SweepCallback(Callback):
         settings = unswept_settings(config, overrides)
         if config.sweep.dry_run:
             ledger.check_is_same(folder, keys, settings)
-            print(preflight.describe(jobs))
-            startup.tell_once_if_busy()
-            sys.exit(0)
+            _end_dry_run(preflight.describe(jobs))
         if {*keys} - {"seed"} and all(preflight.blind):
             print(f"note: no job has validation images, so nothing will rank them; {HOLD_SOME_OUT}", file=sys.stderr)
         preflight.fetch()
@@ -191,8 +189,7 @@ class SweepCallback(Callback):
             if num_trials is not None:  # not every sweeper has it
                 num_to_do = max(num_trials - len(ledger.names_done(folder)), 0)
                 what += f": {count(num_trials, 'trial')}, {num_to_do} to do{preflight.estimate(num_to_do)}"
-            print(what)
-            sys.exit(0)
+            _end_dry_run(what)
         preflight.fetch()
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -210,6 +207,12 @@ class SweepCallback(Callback):
             if sweeper.sampler.get("seed") is not None:
                 sweeper.sampler.seed += num_begun  # or it would draw the first trials again
         ledger.register(folder, keys, settings, [], num_expected=num_trials)
+
+
+def _end_dry_run(told: str) -> NoReturn:
+    print(told)
+    startup.tell_once_if_busy()
+    sys.exit(0)
 
 
 def adapt_ray(launcher: DictConfig) -> None:

@@ -27,7 +27,8 @@ def fit_seconds(run: Run) -> float | None:
     Validations, checkpoints and callbacks come on top. Infinite where only a callback ends the run; None if its images
     have yet to be fetched. The run is of no use afterwards.
 
-    Raises UserError for images that cannot be used, and for whatever fails in the steps but a loss that is no number.
+    Raises UserError for images that cannot be used or tested, and for whatever fails in the steps but a loss that is no
+    number.
     """
     source = run.datamodule.source
     try:
@@ -35,7 +36,7 @@ def fit_seconds(run: Run) -> float | None:
     except UserError:
         if source.source_dir is None and source.problems():
             return None
-        run.datamodule.prepare_data()  # which fails, too, and says more
+    run.prepare()  # which says more of what cannot be loaded
     most = run.timer.time_remaining()
     trainer: Any = run.trainer
     trainer.callbacks, trainer.loggers = [stopwatch := _Stopwatch()], []

@@ -172,6 +172,8 @@ def test_dry_run_refuses_images_that_the_sweep_would(sweep: Sweep, capsys: pytes
         for dry_run in ("true", "false"):
             assert sweep("seed=0,1", override, f"sweep.dry_run={dry_run}") == 2
             assert told.removesuffix("" if dry_run == "true" else " (job seed=0)") in capsys.readouterr().err
+    assert sweep("seed=0,1", "trainer.limit_test_batches=0.05", "sweep.dry_run=true") == 2
+    assert "leaves no batch of 1 to test" in capsys.readouterr().err
 
 
 def test_dry_run_keeps_no_network(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
