@@ -49,7 +49,8 @@ class Classifier(L.LightningModule):
     optimiser; `scheduler`, if any, its schedule.
 
     Scalars of training (`train/loss`, `lr`, `epoch`, `images_seen`) go straight to the loggers every
-    `trainer.log_every_n_steps` steps: `self.log` on each step would cost a fifth of the training time.
+    `trainer.log_every_n_steps` steps, or at the end of each epoch if that is shorter: `self.log` on each step would cost
+    a fifth of the training time.
     `history` keeps all scalars as lists of (step, value), and is part of the checkpoint.
 
     Raises DivergedError from `fit` when a loss that is looked at is NaN or infinite.
@@ -147,7 +148,7 @@ class Classifier(L.LightningModule):
             self.trainer.accumulate_grad_batches, self.accumulate_grad_batches = self.accumulate_grad_batches, None
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Every `log_every_n_steps` steps, log the scalars of training and look at the loss."""
+        """Log the scalars of training, and look at the loss, where a step is due."""
         self._record_step()
 
     def on_train_epoch_end(self) -> None:
@@ -243,7 +244,7 @@ class Classifier(L.LightningModule):
         trainer: Any = self.trainer
         self.images_seen += num_images * trainer.world_size
         step = trainer.global_step
-        if step % trainer.log_every_n_steps:
+        if step % min(trainer.log_every_n_steps, trainer.num_training_batches):
             return
         # Several batches may make one step.
         if step > (self.history["train/loss"][-1][0] if "train/loss" in self.history else 0):
