@@ -220,7 +220,7 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings(), _ctrl_c_raised():
         # True of loaders that read files; here the images are in memory and workers cost time.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        # Steps are counted across epochs, so a short epoch has its points too.
+        # `Classifier` logs at the end of an epoch that is shorter.
         warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
         # What data.val_size=0 asks for.
         warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")
