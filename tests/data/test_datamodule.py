@@ -45,6 +45,7 @@ def make(arguments: Arguments) -> Make:
         datamodule = MNISTDataModule(**arguments(**changes))
         if device is not None:
             datamodule.trainer = trainer_on(device)
+        datamodule.prepare_data()
         datamodule.setup()
         return datamodule
 

