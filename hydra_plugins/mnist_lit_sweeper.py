@@ -11,7 +11,7 @@ from hydra.core.utils import JobReturn
 
 from mnist_lit import messages
 from mnist_lit.errors import interruption_behind
-from mnist_lit.sweep import launchers, ledger
+from mnist_lit.sweep import ledger, plugins
 from mnist_lit.sweep.identity import job_name
 from mnist_lit.sweep.overrides import all_overrides
 
@@ -61,13 +61,13 @@ class GridSweeper(BasicSweeper):
     def _can_go_on(self) -> bool:
         assert self.config is not None
         # With another launcher, others of its jobs may still run, or wait for a machine.
-        is_over_at_once = self.config.hydra.launcher._target_ in (launchers.IN_PROCESS, launchers.JOBLIB)
+        is_over_at_once = self.config.hydra.launcher._target_ in (plugins.IN_PROCESS, plugins.JOBLIB)
         is_to_raise = self.config.sweep.on_error == "stop" or os.environ.get("HYDRA_FULL_ERROR") == "1"
         return is_over_at_once and not is_to_raise
 
     def _batch_size(self) -> int | None:
         assert self.config is not None
-        if self.config.hydra.launcher._target_ != launchers.SUBMITIT_LOCAL:
+        if self.config.hydra.launcher._target_ != plugins.SUBMITIT_LOCAL:
             return self.max_batch_size
         # It starts a whole batch at once: one job with one thread on each core, or all would crawl.
         os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -23,6 +23,12 @@ def parsed(text: str) -> Value:
     return number if math.isfinite(number) else text
 
 
+def split_override(override: str) -> tuple[str, str]:
+    """Split `+KEY@PACKAGE=VALUE` into key and value, without what stands before and behind the key."""
+    key, _, value = override.partition("=")
+    return key.lstrip("+~").partition("@")[0], value
+
+
 def in_yaml(value: Any) -> str:
     """Return a value of the configuration as it is written there: `null`, `true`."""
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)

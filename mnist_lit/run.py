@@ -18,7 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from mnist_lit.callbacks.interruption import Interruption
 from mnist_lit.data import MNISTDataModule
 from mnist_lit.data.sources import load
-from mnist_lit.errors import DivergedError, UserError, in_one_line, interruption_behind
+from mnist_lit.errors import ENDED_BY_SIGNAL, DivergedError, UserError, in_one_line, interruption_behind
 from mnist_lit.logger import Csv, TensorBoard
 from mnist_lit.module import MONITORED, Classifier
 from mnist_lit.notation import count
@@ -56,17 +56,8 @@ class Run:
         return Path(self.trainer.default_root_dir)
 
     def prepare(self) -> None:
-        """Fetch the images.
-
-        Raises UserError if they cannot be had, or if no batch is to be tested, which Lightning says after the fit.
-        """
-        data, limit = self.datamodule, self.trainer.limit_test_batches
-        data.prepare_data()
-        num_images = len(load(data.source, num_classes=len(data.class_names)).test_labels)
-        num_batches = math.ceil(num_images / data.eval_batch_size)
-        if self.config["test"] and isinstance(limit, float) and 0 < limit * num_batches < 1:
-            told = f"leaves no batch of {num_batches} to test; give a number of batches, or set test=false"
-            raise UserError(f"trainer.limit_test_batches={limit}: {told}")
+        """Fetch the images; raises UserError as the function `prepare` does."""
+        prepare(self.datamodule, self.config)
 
     def execute(self, *, test: bool, resume_from: Path | None = None) -> Result:
         """Fit, then test with the best checkpoint if `test`; write `result.json` last and return it.
@@ -85,7 +76,7 @@ class Run:
             status = "finished"
         except DivergedError as diverged:
             status, error = "diverged", diverged
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit):  # by a signal: `quiet` lets no other pass
             status = "interrupted"
             raise
         except Exception as failure:
@@ -158,7 +149,7 @@ class Run:
         except Exception:
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, Interruption):
-                    with _ctrl_c_raised():
+                    with _exits_told_apart():
                         callback.end()  # a signal came in the very step that failed, and is to be heard
             raise
         finally:
@@ -209,6 +200,19 @@ class Run:
         return f"{self.trainer.world_size} x {device.type} ({name})"
 
 
+def prepare(datamodule: MNISTDataModule, config: Mapping[str, Any]) -> None:
+    """Fetch the images of a run with this configuration.
+
+    Raises UserError if they cannot be had, or if no batch is to be tested, which Lightning says after the fit.
+    """
+    datamodule.prepare_data()
+    num_batches = math.ceil(len(load(datamodule.source).test_labels) / datamodule.eval_batch_size)
+    limit = config["trainer"].get("limit_test_batches")
+    if config["test"] and isinstance(limit, float) and 0 < limit * num_batches < 1:
+        told = f"leaves no batch of {num_batches} to test; give a number of batches, or set test=false"
+        raise UserError(f"trainer.limit_test_batches={limit}: {told}")
+
+
 def _load(path: str | Path) -> dict[str, Any]:
     checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return checkpoint
@@ -216,11 +220,11 @@ def _load(path: str | Path) -> dict[str, Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Drop the warnings that a user can do nothing about; leave Ctrl-C what it is in Python."""
-    with warnings.catch_warnings(), _ctrl_c_raised():
+    """Drop the warnings that a user can do nothing about; leave Ctrl-C what it is in Python, and let no part exit."""
+    with warnings.catch_warnings(), _exits_told_apart():
         # True of loaders that read files; here the images are in memory and workers cost time.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        # `Classifier` logs at the end of an epoch that is shorter.
+        # Steps are counted across epochs, so a short epoch has its points too.
         warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
         # What data.val_size=0 asks for.
         warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")
@@ -242,10 +246,13 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _ctrl_c_raised() -> Iterator[None]:
+def _exits_told_apart() -> Iterator[None]:
     try:
         yield
     except SystemExit as end:
-        if end.code in (1, 128 + signal.SIGINT):  # what Lightning and our Interruption make of it
+        # What our Interruption, and Lightning, make of a Ctrl-C.
+        if end.code == 128 + signal.SIGINT or isinstance(interruption_behind(end), KeyboardInterrupt):
             raise KeyboardInterrupt from None
-        raise
+        if end.code in ENDED_BY_SIGNAL:
+            raise
+        raise RuntimeError(f"some part of the run called sys.exit({end.code!r})") from end

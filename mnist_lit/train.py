@@ -2,14 +2,13 @@
 
 import gc
 import logging
-import math
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -19,7 +18,7 @@ from mnist_lit import cli, messages, run_folder, startup
 from mnist_lit.errors import ENDED_BY_SIGNAL, UserError, interruption_behind
 from mnist_lit.notation import count, in_yaml
 from mnist_lit.result import FILE_NAME, Result, config_hash, read_result, remove_scratch
-from mnist_lit.sweep import launchers, ledger
+from mnist_lit.sweep import ledger, plugins
 
 if TYPE_CHECKING:
     from mnist_lit.run import Run
@@ -41,10 +40,10 @@ def main() -> None:
 
 
 def train(cfg: DictConfig) -> float | None:
-    """Fit, test with the best checkpoint, and leave everything in `cfg.run_dir`; return `val/acc` (or NaN).
+    """Fit, test with the best checkpoint, and leave everything in `cfg.run_dir`; return what a sweep asks of a job.
 
-    A job of a multirun goes through `_train_as_job`. A single run raises UserError for what the user can
-    fix, and SystemExit with code 1 if it diverged, 128 + the signal's number if it was interrupted.
+    That is told by `_train_as_job`. A single run raises UserError for what the user can fix, and SystemExit with code 1
+    if it diverged, 128 + the signal's number if it was interrupted.
     """
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
@@ -71,15 +70,14 @@ def train(cfg: DictConfig) -> float | None:
         with run_folder.no_folder_left(run_dir):
             run = _build(cfg, run_folder.read_overrides(run_dir) if is_resumed else ())
             run.prepare()
-        if is_resumed and (complete := _complete_result(run, test=cfg.test)) is not None:
-            metrics: dict[str, float] = complete["metrics"]
-            return metrics.get("val/acc", math.nan)
+        if is_resumed and _is_complete(run, test=cfg.test):
+            return None
         result = _execute(run, cfg, _checkpoint_of(run) if is_resumed else None)
     if run.trainer.is_global_zero:
         _show(result, run, cfg)
     if result.status == "diverged":
         raise SystemExit(1)
-    return result.metrics.get("val/acc", math.nan)
+    return None
 
 
 def _as_it_was(cfg: DictConfig) -> DictConfig:
@@ -104,17 +102,17 @@ def _as_it_was(cfg: DictConfig) -> DictConfig:
     return saved
 
 
-def _complete_result(run: "Run", *, test: bool) -> dict[str, Any] | None:
-    """Return the result of a resumed run if nothing is left to train or to test; say so if nothing is to train."""
+def _is_complete(run: "Run", *, test: bool) -> bool:
+    """Return whether a resumed run has nothing left to train or to test; say so if it has nothing to train."""
     result, max_epochs = read_result(run.run_dir), run.trainer.max_epochs
     if result is None or result["status"] != "finished" or (found := run.last_checkpoint()) is None:
-        return None
+        return False
     if found[1]["epoch"] + 1 != max_epochs:
-        return None
+        return False
     is_fixed = run.module.scheduler and run.module.scheduler.length_argument
     longer = f"; to go on for longer, add trainer.max_epochs=N, above {max_epochs}"
     log.info("nothing is left to train%s", "" if is_fixed else longer)
-    return None if test and "test/acc" not in result["metrics"] else result
+    return not test or "test/acc" in result["metrics"]
 
 
 def _checkpoint_of(run: "Run") -> Path | None:
@@ -177,7 +175,7 @@ def _train_as_job(cfg: DictConfig) -> float | None:
                 gc.collect()  # a trainer and its callbacks form cycles of 5 MB
             startup.freeze_once()
             result = read_result(run_dir)
-            if HydraConfig.get().launcher._target_ == launchers.IN_PROCESS:  # the screen is not a worker's
+            if HydraConfig.get().launcher._target_ == plugins.IN_PROCESS:  # the screen is not a worker's
                 print(ledger.progress_line(folder, run_dir.name), flush=True)
                 if result is not None and _may_crawl(result["fit_seconds"], result["device"]):
                     startup.tell_once_if_busy()
@@ -251,7 +249,7 @@ def _overrides(known: Sequence[str] = ()) -> list[str]:
 
 def _execute(run: "Run", cfg: DictConfig, resume_from: Path | None) -> Result:
     if run.trainer.is_global_zero:
-        (run.run_dir / FILE_NAME).unlink(missing_ok=True)  # of an earlier attempt: checkpoints will be of this one
+        (run.run_dir / FILE_NAME).unlink(missing_ok=True)  # an earlier attempt's would stand beside our checkpoints
         remove_scratch(run.run_dir)
         run_folder.write_config(cfg, run.run_dir, run.overrides)
     try:

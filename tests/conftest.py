@@ -62,7 +62,6 @@ class Trained:
 
     folder: Path
     config: DictConfig
-    score: float | None
 
     @cached_property
     def result(self) -> dict[str, Any]:
@@ -238,7 +237,8 @@ def train_run(tmp_path: Path) -> Train:
     def run_it(*overrides: str, run: str = "run", sample: bool = True, full: bool = False) -> Trained:
         bare = [] if full else ["callbacks.pictures=null", "logger=none"]
         config = compose_config(tmp_path / run, *bare, *overrides, sample=sample)
-        return Trained(folder=tmp_path / run, config=config, score=train(config))
+        train(config)
+        return Trained(folder=tmp_path / run, config=config)
 
     return run_it
 
@@ -249,7 +249,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     composition.register_resolvers()
     folder = tmp_path_factory.mktemp("trained") / "run"
     config = compose_config(folder)
-    return Trained(folder=folder, config=config, score=train(config))
+    train(config)
+    return Trained(folder=folder, config=config)
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 """Which weights a run is scored with, and by what."""
 
-import math
 from functools import partial
 
 import pytest
 from conftest import Train, Trained, files
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from plain_torch import scores
 from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
@@ -15,12 +15,22 @@ from mnist_lit.module import Classifier
 
 def test_metrics_are_those_of_the_best_checkpoint(trained: Trained) -> None:
     assert trained.result["metrics"] == scores(trained.best, "val") | scores(trained.best, "test")
-    assert trained.score == trained.result["metrics"]["val/acc"] > 0.4
+    assert trained.result["metrics"]["val/acc"] > 0.4
 
 
 def test_metrics_are_means_over_images_not_batches(train_run: Train) -> None:
     run = train_run("data.eval_batch_size=380", "trainer.max_epochs=1")  # 400 and 500 images: small last batches
     assert run.result["metrics"] == scores(run.best, "val") | scores(run.best, "test")
+
+
+def test_the_loss_is_the_mean_over_all_processes(
+    trained: Trained, train_run: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        SingleDeviceStrategy, "reduce", lambda strategy, loss, **how: loss + (how["reduce_op"] == "mean")
+    )
+    run = train_run("trainer.max_epochs=1", "test=false")
+    assert run.values("train/loss") == pytest.approx([trained.values("train/loss")[0] + 1])
 
 
 def forget(module: Classifier) -> None:
@@ -35,7 +45,7 @@ def test_best_checkpoint_need_not_be_the_last(train_run: Train, monkeypatch: pyt
     assert (run.last["epoch"], run.last["global_step"]) == (2, 48)
     assert run.result["best_epoch"] == 1
     assert run.result["metrics"] == scores(run.best, "val") | scores(run.best, "test")
-    assert run.score == run.values("val/acc")[0] > run.values("val/acc")[-1]
+    assert run.result["metrics"]["val/acc"] == run.values("val/acc")[0] > run.values("val/acc")[-1]
 
 
 def test_checkpoint_monitors_what_it_is_told(train_run: Train) -> None:
@@ -73,8 +83,6 @@ def test_no_test_leaves_the_test_images_alone(train_run: Train) -> None:
 
 def test_without_validation_the_last_weights_are_tested(train_run: Train) -> None:
     run = train_run("data.val_size=0", "callbacks.checkpoint.monitor=null", "trainer.max_epochs=2")
-    assert run.score is not None
-    assert math.isnan(run.score)
     assert run.last["global_step"] == 2 * 2000 / 100
     assert run.best["global_step"] == run.last["global_step"]
     assert run.result["metrics"] == scores(run.last, "test")

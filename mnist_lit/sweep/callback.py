@@ -21,16 +21,13 @@ from mnist_lit.composition import JobLoader
 from mnist_lit.errors import UserError
 from mnist_lit.notation import count
 from mnist_lit.result import read_result
-from mnist_lit.sweep import launchers, ledger
+from mnist_lit.sweep import ledger, plugins
 from mnist_lit.sweep.identity import job_name
 from mnist_lit.sweep.overrides import all_overrides, key_and_value, key_of, known_values, unswept_settings
 from mnist_lit.sweep.preflight import Preflight, check_folders
 from mnist_lit.sweep.workers import fork_from_one
 
-# Compared by name, as launchers are.
-OPTUNA = "hydra_optuna_sweeper"
 HOLD_SOME_OUT = "data.val_size=5000 callbacks.checkpoint.monitor=val/acc holds some out"
-GRID_SWEEPER = "hydra_plugins.mnist_lit_sweeper.GridSweeper"
 
 
 class SweepCallback(Callback):
@@ -78,7 +75,8 @@ class SweepCallback(Callback):
         for name, reason in failed.items():
             earlier = "" if self.names is None or name in self.names else " (of an earlier command)"
             print(f"failed: {name}: {reason}{earlier}", file=sys.stderr)
-        if failed if self.names is None else failed.keys() & self.names:
+        of_this_command = failed.keys() if self.names is None else failed.keys() & self.names
+        if of_this_command:
             sys.exit(1)
 
     def _failure(self, run_dir: Path) -> str | None:
@@ -111,10 +109,10 @@ class SweepCallback(Callback):
         keys = [key_of(override) for override in overrides if override.is_sweep_override()]
         if of_the_sweep := [key for key in keys if re.fullmatch(r"sweep(\..*)?|run_dir|resume", key)]:
             raise UserError(f"{of_the_sweep[0]}: cannot be swept, since it is the whole sweep's; give it one value")
-        is_grid = config.hydra.sweeper._target_ == GRID_SWEEPER
+        is_grid = config.hydra.sweeper._target_ in plugins.GRIDS
         if is_grid and not all(override.is_discrete_sweep() for override in overrides if override.is_sweep_override()):
             raise UserError("a grid takes lists and ranges only; for interval() choose sweep=tpe")
-        if config.hydra.launcher._target_ == launchers.JOBLIB and not config.sweep.dry_run:
+        if config.hydra.launcher._target_ == plugins.JOBLIB and not config.sweep.dry_run:
             fork_from_one(config.hydra.launcher.n_jobs)
         # The jobs' configurations are composed anew from these lists, wherever they run.
         told = f"sweep.keys=[{','.join(keys)}]"
@@ -125,7 +123,7 @@ class SweepCallback(Callback):
             self._prepare_grid(config, loader, overrides, keys, told)
         else:
             self._prepare_search(config, loader, overrides, keys, told)
-        if config.hydra.launcher._target_ != launchers.IN_PROCESS:
+        if config.hydra.launcher._target_ != plugins.IN_PROCESS:
             adapt_ray(config.hydra.launcher)
             lines = ledger.ProgressLines(Path(config.hydra.sweep.dir))
             lines.start()
@@ -143,19 +141,18 @@ class SweepCallback(Callback):
         for override in overrides:
             if override.is_range_sweep() and len(list(override.sweep_iterator())) == 1:
                 print(f"note: {override.input_line} is one value; range(START,STOP,STEP)", file=sys.stderr)
-        names, values = [job.name for job in jobs], [tuple(map(key_and_value, job)) for job in grid]
-        self.names = set(names)
-        num_names, num_values = Counter(names), Counter(values)
-        pairs = zip(names, values, strict=True)
-        if twice := [name for name, value in pairs if num_names[name] > 1 or num_values[value] > 1]:
+        self.names = {job.name for job in jobs}
+        values = [tuple(map(key_and_value, job)) for job in grid]
+        num_times = Counter(values)
+        if twice := [job.name for job, value in zip(jobs, values, strict=True) if num_times[value] > 1]:
             raise UserError(f"{', '.join(dict.fromkeys(twice))}: there twice; name each value once")
         settings = unswept_settings(config, overrides)
         if config.sweep.dry_run:
             ledger.check_is_same(folder, keys, settings)
             _end_dry_run(preflight.describe(jobs))
-        if {*keys} - {"seed"} and all(preflight.blind):
+        if {*keys} - {"seed"} and all(preflight.unvalidated):
             print(f"note: no job has validation images, so nothing will rank them; {HOLD_SOME_OUT}", file=sys.stderr)
-        preflight.fetch()
+        preflight.prepare()
         ledger.register(folder, keys, settings, jobs)
 
     def _prepare_search(
@@ -172,15 +169,15 @@ class SweepCallback(Callback):
             raise UserError(
                 f"{key}: a search would choose the luckiest; leave it out, and try the best with sweep=seeds"
             )
-        if OPTUNA in sweeper._target_:
+        if plugins.OPTUNA in sweeper._target_:
             from mnist_lit.sweep.search import distributions, take_up
 
-            distributions(overrides)
+            drawn_from = distributions(overrides)
         fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
         preflight = Preflight(folder, [], is_timed=config.sweep.dry_run)
         for chosen in ([], *([value] for override in overrides for value in known_values(override))):
             preflight.check(loader.load_sweep_config(config, [*fixed, *chosen, told]), [*fixed, *chosen])
-        if any(preflight.blind):
+        if any(preflight.unvalidated):
             raise UserError(f"sweep: a search goes by validation images, and there are none; {HOLD_SOME_OUT}")
         settings = unswept_settings(config, overrides)
         ledger.check_is_same(folder, keys, settings)
@@ -190,19 +187,19 @@ class SweepCallback(Callback):
                 num_to_do = max(num_trials - len(ledger.names_done(folder)), 0)
                 what += f": {count(num_trials, 'trial')}, {num_to_do} to do{preflight.estimate(num_to_do)}"
             _end_dry_run(what)
-        preflight.fetch()
+        preflight.prepare()
         folder.mkdir(parents=True, exist_ok=True)
         try:
             self.at_end.enter_context(filelock.FileLock(folder / ".search.lock", timeout=0))
         except filelock.Timeout:
             raise UserError(f"{folder}: another process searches there; wait for it, or choose a sweep.name") from None
-        if OPTUNA in sweeper._target_ and sweeper.storage and sweeper.study_name:
+        if plugins.OPTUNA in sweeper._target_ and sweeper.storage and sweeper.study_name:
 
             def status_of(params: Mapping[str, Any]) -> str | None:
                 name = job_name(keys, [f"{key}={value}" for key, value in params.items()])
                 return (read_result(folder / name) or {}).get("status")
 
-            num_done, num_begun = take_up(sweeper.storage, sweeper.study_name, distributions(overrides), status_of)
+            num_done, num_begun = take_up(sweeper.storage, sweeper.study_name, drawn_from, status_of)
             sweeper.n_trials = max(sweeper.n_trials - num_done, 0)
             if sweeper.sampler.get("seed") is not None:
                 sweeper.sampler.seed += num_begun  # or it would draw the first trials again

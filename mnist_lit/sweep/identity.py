@@ -4,6 +4,8 @@ import re
 from collections.abc import Sequence
 from hashlib import sha256
 
+from mnist_lit.notation import split_override
+
 MAX_NAME_LENGTH = 120  # characters; TensorBoard shows them all
 MAX_NAME_BYTES = 255  # what file systems allow
 FORBIDDEN = r'[<>:"/\\|?*]'  # by Windows; elsewhere it is the slash alone
@@ -32,8 +34,7 @@ def job_name(keys: Sequence[str], overrides: Sequence[str]) -> str:
     cannot stand in a folder's name becomes `_`.
     """
     overrides = [re.sub(DRAWN_NUMBER, lambda number: f"{float(number[0]):.6g}", override) for override in overrides]
-    given = (override.lstrip("+~").split("=", 1) for override in overrides if "=" in override)
-    values = {key.partition("@")[0]: value for key, value in given}
+    values = dict(map(split_override, overrides))
     names = short_keys(keys)
     return _as_folder(",".join(f"{names[key]}={values[key]}" for key in keys))
 

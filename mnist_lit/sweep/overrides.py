@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_lit.notation import Value, parsed
+from mnist_lit.notation import Value, parsed, split_override
 from mnist_lit.result import flatten
 
 
@@ -38,7 +38,7 @@ def known_values(override: Override) -> list[str]:
 
 def key_and_value(override: str) -> tuple[str, Value]:
     """Split the override of a job, so that 1 and 1.0 are the same."""
-    key, _, value = override.partition("=")
+    key, value = split_override(override)
     return key, parsed(value)
 
 

@@ -21,8 +21,6 @@ from mnist_lit.sweep.overrides import key_and_value
 
 if TYPE_CHECKING:
     from mnist_lit.data import MNISTDataModule
-    from mnist_lit.data.sources import Source
-
 
 Swept = list[tuple[str, Value]]  # the swept keys and a job's values
 
@@ -30,19 +28,18 @@ Swept = list[tuple[str, Value]]  # the swept keys and a job's values
 class Preflight:
     """Checks the jobs of the sweep over `keys` in `folder`; of those that differ in the seed only, one is built.
 
-    `blind` says of each whether it has no images to validate on. `to_do` has the names of those that are not done. If
-    `is_timed`, what is built makes a few steps, and beside the names are the seconds that their fits will take, None
-    where the images have yet to be fetched.
+    What is built waits for `prepare`; if `is_timed`, it makes a few steps, with such images as are there.
     """
 
     def __init__(self, folder: Path, keys: list[str], *, is_timed: bool) -> None:
         self.folder = folder
         self.keys = keys
         self.is_timed = is_timed
-        self.blind: list[bool] = []
+        self.unvalidated: list[bool] = []  # of each job, whether it has no images to validate on
+        # The names of jobs that are not done, and the seconds of their fits, None where they are not known.
         self.to_do: list[tuple[str, float | None]] = []
         self.seconds: dict[str, float | None] = {}  # of what was built, by its hash but for the seed
-        self.datamodules: dict[Source, MNISTDataModule] = {}
+        self.unprepared: dict[str, tuple[MNISTDataModule, dict[str, Any]]] = {}
         self.owners = {job.name: self._swept(job.overrides) for job in ledger.read_jobs(folder)}  # of the folders
 
     def check(self, config: DictConfig, overrides: list[str]) -> ledger.Job:
@@ -55,33 +52,43 @@ class Preflight:
 
         name = job_name(self.keys, overrides)
         self._claim_folder(name, self._swept(overrides))
-        with _as_the_running_job(config, self.folder / name):
+        with _as_the_running_job(config, self.folder / name), self._job_named(name):
             cfg = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-            try:
-                resolved = build.check(cfg)
-                job = ledger.Job(name=name, overrides=overrides, config_hash=config_hash(resolved))
-                if not ledger.is_done(read_result(self.folder / name), job.config_hash):
-                    but_for_the_seed = config_hash(resolved | {"seed": None})
-                    if but_for_the_seed not in self.seconds:
-                        self.seconds[but_for_the_seed] = self._build(cfg)
-                        gc.collect()  # a trainer and its module form cycles
-                    self.to_do.append((name, self.seconds[but_for_the_seed]))
-            except UserError as error:
-                raise UserError(f"{error} (job {name})" if self.keys else str(error)) from error
-        self.blind.append(0 in (resolved["data"].get("val_size"), resolved["trainer"].get("limit_val_batches")))
+            resolved = build.check(cfg)
+            job = ledger.Job(name=name, overrides=overrides, config_hash=config_hash(resolved))
+            if not ledger.is_done(read_result(self.folder / name), job.config_hash):
+                but_for_the_seed = config_hash(resolved | {"seed": None})
+                if but_for_the_seed not in self.seconds:
+                    self.seconds[but_for_the_seed] = self._build(cfg, name)
+                    gc.collect()  # a trainer and its module form cycles
+                self.to_do.append((name, self.seconds[but_for_the_seed]))
+        self.unvalidated.append(0 in (resolved["data"].get("val_size"), resolved["trainer"].get("limit_val_batches")))
         return job
 
-    def _build(self, cfg: DictConfig) -> float | None:
+    def prepare(self) -> None:
+        """Fetch the images that the jobs need, once all are checked; raises UserError, naming a job that cannot."""
+        from mnist_lit import run
+
+        for name, parts in self.unprepared.items():
+            with self._job_named(name):
+                run.prepare(*parts)
+
+    def _build(self, cfg: DictConfig, name: str) -> float | None:
         from mnist_lit.build import build_job
-        from mnist_lit.sweep.trial import fit_seconds
+        from mnist_lit.sweep.estimate import fit_seconds
 
         run = build_job(cfg)
-        self.datamodules[run.datamodule.source] = run.datamodule
-        if not self.is_timed:
-            return None
-        seconds = fit_seconds(run)
-        run.datamodule.trainer = None  # or it would stay with the data module
-        return seconds
+        if self.is_timed:
+            return fit_seconds(run)
+        self.unprepared[name] = (run.datamodule, run.config)  # without the network, for there may be many
+        return None
+
+    @contextmanager
+    def _job_named(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"{error} (job {name})" if self.keys else str(error)) from error
 
     def _claim_folder(self, name: str, values: Swept) -> None:
         """Raise UserError if a job with other values has the folder: some characters in names become `_`."""
@@ -96,8 +103,7 @@ class Preflight:
             raise UserError(f"{' and '.join(different)}: would share the folder {self.folder / name}; rename one")
 
     def _swept(self, overrides: Sequence[str]) -> Swept:
-        pairs = map(key_and_value, (override.lstrip("+") for override in overrides))
-        return [(key, value) for key, value in pairs if key in self.keys]
+        return [(key, value) for key, value in map(key_and_value, overrides) if key in self.keys]
 
     def describe(self, jobs: list[ledger.Job]) -> str:
         """List the jobs, and how long those that are not done will take."""
@@ -116,11 +122,6 @@ class Preflight:
         if math.isinf(total := mean(seconds) * num_jobs):
             return ": no estimate, for only a callback ends a job (trainer.max_epochs=-1)"
         return f": about {duration(math.ceil(total))} of training, by their first steps"
-
-    def fetch(self) -> None:
-        """Fetch the images that the jobs need, once; raises UserError if they cannot be had."""
-        for datamodule in self.datamodules.values():
-            datamodule.prepare_data()
 
 
 @contextmanager

@@ -71,9 +71,10 @@ def take_up(
             again.append(trial.params)
         elif trial.state == TrialState.COMPLETE:
             status = status_of(trial.params)
+            has_succeeded_since = trial.value == WORST and status == "finished"  # in a trial of its own
             if status == "failed":
                 again.append(trial.params)
-            elif trial.value != WORST or status != "finished":  # else it failed, and another try has not
+            elif not has_succeeded_since:
                 num_done += 1
     queued = [trial.system_attrs["fixed_params"] for trial in trials if trial.state == TrialState.WAITING]
     for params in again:

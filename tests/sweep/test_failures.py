@@ -5,6 +5,7 @@ import os
 import random
 import re
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +21,10 @@ from made_sweeps import QUICK, Sweep, assert_same_sweep, results
 from omegaconf import DictConfig
 
 from mnist_lit import build
+from mnist_lit.module import Classifier
 from mnist_lit.result import Result
 from mnist_lit.run import Run
-from mnist_lit.sweep import launchers
+from mnist_lit.sweep import plugins
 
 
 def test_a_checkpoint_of_other_settings_or_damaged_is_not_gone_on_from(sweep: Sweep) -> None:
@@ -109,7 +111,7 @@ def test_where_a_launcher_fails_the_jobs_that_have_not_begun_go_on(
 
 def in_process_launcher() -> Any:
     Plugins.instance()  # which imports it anew
-    return get_class(launchers.IN_PROCESS)
+    return get_class(plugins.IN_PROCESS)
 
 
 def test_a_launcher_that_starts_nothing_is_not_asked_again(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,6 +236,18 @@ def test_ctrl_c_leaves_the_job_interrupted_and_resumable(tmp_path: Path) -> None
     found = results(tmp_path / "outputs/sweeps/s")
     assert {name: result["status"] for name, result in found.items()} == {"seed=0": "interrupted"}
     assert torch.load(checkpoint, weights_only=True)["epoch"] >= 0
+
+
+def test_a_part_that_exits_fails_its_job_alone(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(self: Classifier) -> None:
+        if self.hparams["seed"] == 1:
+            sys.exit(1)
+
+    monkeypatch.setattr(Classifier, "on_train_epoch_start", leave)
+    assert sweep("seed=0,1,2", "sweep.name=s") == 1
+    found = results("outputs/sweeps/s")
+    assert [found[f"seed={seed}"]["status"] for seed in range(3)] == ["finished", "failed", "finished"]
+    assert found["seed=1"]["error"] == "RuntimeError: some part of the run called sys.exit(1)"
 
 
 def test_what_a_library_makes_of_a_ctrl_c_ends_the_sweep(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:

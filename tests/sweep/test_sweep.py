@@ -13,7 +13,7 @@ from made_sweeps import QUICK, Sweep, assert_same_sweep, results
 
 from mnist_lit.data import sources
 from mnist_lit.module import Classifier
-from mnist_lit.sweep import ledger, trial
+from mnist_lit.sweep import estimate, ledger
 from mnist_lit.sweep.preflight import Preflight
 
 
@@ -135,23 +135,23 @@ def test_dry_run_tells_the_time_by_the_first_steps(
     def told(*overrides: str) -> str:
         # A first step that starts something, then half a second a step.
         clock = itertools.chain([0, 100], itertools.count(100.5, 0.5))
-        monkeypatch.setattr(trial, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+        monkeypatch.setattr(estimate, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
         assert sweep("sweep.name=s", "sweep.dry_run=true", *overrides) == 0
         return capsys.readouterr().out.splitlines()[-1]
 
-    def estimate(num_steps: int) -> str:
+    def about(num_steps: int) -> str:
         return f"about {num_steps / 2 / 60:.0f} min of training, by their first steps"
 
     # An epoch has 16 steps.
     epochs = "trainer.max_epochs=1,2,40"
-    assert told(epochs) == f"3 jobs, 3 to do in outputs/sweeps/s: {estimate(43 * 16)}"
+    assert told(epochs) == f"3 jobs, 3 to do in outputs/sweeps/s: {about(43 * 16)}"
     assert sweep("sweep.name=s", "trainer.max_epochs=1,2") == 0
-    assert told(epochs) == f"3 jobs, 1 to do in outputs/sweeps/s: {estimate(40 * 16)}"
+    assert told(epochs) == f"3 jobs, 1 to do in outputs/sweeps/s: {about(40 * 16)}"
     assert told("trainer.max_epochs=1,2") == "2 jobs, 0 to do in outputs/sweeps/s"
     others = ("sweep.name=t", "trainer.max_epochs=40")
-    assert told(*others, "seed=0,1", "+trainer.max_steps=320").endswith(estimate(640))
-    assert told(*others, "+trainer.accumulate_grad_batches=1,1000").endswith(estimate(2 * 40 * 16))
-    assert told(*others, "seed=0,1", "trainer.max_time=00:00:02:00").endswith(estimate(2 * 240))
+    assert told(*others, "seed=0,1", "+trainer.max_steps=320").endswith(about(640))
+    assert told(*others, "+trainer.accumulate_grad_batches=1,1000").endswith(about(2 * 40 * 16))
+    assert told(*others, "seed=0,1", "trainer.max_time=00:00:02:00").endswith(about(2 * 240))
 
 
 def test_dry_run_says_why_it_can_tell_no_time(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,13 +167,29 @@ def test_dry_run_says_why_it_can_tell_no_time(sweep: Sweep, capsys: pytest.Captu
 def test_dry_run_refuses_images_that_the_sweep_would(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     for override, told in {
         "data.source_dir=nowhere": "train-images-idx3-ubyte is missing; data.source_dir must hold",
-        "data.val_size=3000": "error: data.val_size=3000: must be below the 2000 training images (job seed=0)",
+        "data.val_size=3000,500": "error: data.val_size=3000: must be below the 2000 training images (job",
+        "trainer.limit_test_batches=0.05,1.0": "leaves no batch of 1 to test",
     }.items():
         for dry_run in ("true", "false"):
             assert sweep("seed=0,1", override, f"sweep.dry_run={dry_run}") == 2
-            assert told.removesuffix("" if dry_run == "true" else " (job seed=0)") in capsys.readouterr().err
-    assert sweep("seed=0,1", "trainer.limit_test_batches=0.05", "sweep.dry_run=true") == 2
-    assert "leaves no batch of 1 to test" in capsys.readouterr().err
+            assert told in capsys.readouterr().err
+            assert not Path("outputs").exists()
+
+
+def test_all_jobs_are_checked_before_images_are_fetched(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    not_there = ("data=mnist", "data.root=nowhere", "data.fetch_from=[]")
+    assert sweep("optimizer.lr=0.1,-1", *not_there) == 2
+    assert capsys.readouterr().err.startswith("error: optimizer.lr=-1: ")
+    assert sweep("optimizer.lr=0.1,0.2", *not_there) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: MNIST is not in nowhere/MNIST/raw")
+    assert err.endswith(" (job lr=0.1)\n")
+
+
+def test_hydras_own_sweeper_is_one_of_grids(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        assert sweep("seed=0,1", "sweep.name=s", "hydra/sweeper=basic") == 0
+    assert capsys.readouterr().out.count("val/acc 0.") == 2
 
 
 def test_dry_run_keeps_no_network(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
