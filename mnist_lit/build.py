@@ -8,6 +8,7 @@ built here takes plain arguments, and knows nothing of Hydra.
 import importlib.util
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -302,9 +303,13 @@ def locate(key: str, target: str) -> Callable[..., Any]:
         is_here = Path(package).is_dir() or Path(f"{package}.py").is_file()
         hint = f"; {package} lies in this folder, but not on Python's path: set PYTHONPATH=." if is_here else ""
         elsewhere = f"; if {package} is a file of yours, set PYTHONPATH to its folder"
-        told = in_one_line(error) + ((hint or elsewhere) if importlib.util.find_spec(package) is None else "")
+        told = in_one_line(error) + ((hint or elsewhere) if not _is_installed(package) else "")
         raise UserError(f"{key}._target_={target}: cannot be imported: {told}") from error
     return found
+
+
+def _is_installed(package: str) -> bool:
+    return package in sys.modules or importlib.util.find_spec(package) is not None
 
 
 def build_part(key: str, node: Mapping[str, Any] | DictConfig, **arguments: Any) -> Any:

@@ -55,14 +55,14 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         return
     logging.raiseExceptions = False  # a full disk is told once, not for every line of a log
 
-    def told(cfg: DictConfig) -> Any:
+    def telling(cfg: DictConfig) -> Any:
         try:
             return task(cfg)
         except Exception as error:
             tell_and_exit(error)
 
     try:
-        _run_hydra(told, config_name)
+        _run_hydra(telling, config_name)
     except KeyboardInterrupt:
         if not is_multirun():
             print("interrupted", file=sys.stderr)

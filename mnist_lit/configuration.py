@@ -94,12 +94,10 @@ def check_together(config: dict[str, Any]) -> None:
                 )
     folder = f"{config['run_dir']}/checkpoints"
     last = {"dirpath": folder, "filename": "last"}
-    for name, expected in {"last": last, "interruption": {"path": f"{folder}/last.ckpt"}}.items():
-        callback = config["callbacks"].get(name) or expected
-        for key, value in expected.items():
-            if (seen := callback.get(key)) != value:
-                told = f"resume= looks for {folder}/last.ckpt; leave it out"
-                raise UserError(f"callbacks.{name}.{key}={in_yaml(seen)}: {told}")
+    for key, value in last.items():
+        if (seen := (config["callbacks"].get("last") or last).get(key)) != value:
+            told = f"resume= looks for {folder}/last.ckpt; leave it out"
+            raise UserError(f"callbacks.last.{key}={in_yaml(seen)}: {told}")
     for name, callback in config["callbacks"].items():
         if not callback:
             continue

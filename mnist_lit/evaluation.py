@@ -12,7 +12,6 @@ from scipy.stats import binomtest
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchmetrics.functional.classification import (
-    binary_calibration_error,
     multiclass_confusion_matrix,
     multiclass_f1_score,
     multiclass_precision,
@@ -44,7 +43,7 @@ class Predictions:
     """What a network says of N images, over C classes.
 
     `loss` and `acc` are the means that the module logs. `labels` and `predicted` are int64 [N]; `confidences`
-    float64 [N] are the probabilities of the predicted classes, in 0..1 without 1 itself.
+    float64 [N] are the probabilities of the predicted classes.
     """
 
     loss: float
@@ -80,14 +79,14 @@ class Predictions:
     def calibration_error(self) -> float:
         """Return the expected calibration error: the gap of accuracy and confidence, bins weighted by their images.
 
-        As Guo et al. (2017), equation 3, over NUM_BINS bins. Of the predicted class alone, "right" is binary.
+        As Guo et al. (2017), equation 3.
         """
-        return float(binary_calibration_error(self.confidences, self.is_right.long(), n_bins=NUM_BINS))
+        return sum(num * abs(acc - confidence) for confidence, acc, num in self.bins()) / len(self.labels)
 
     def bins(self) -> list[tuple[float, float, int]]:
         """Return mean confidence, accuracy and number of images of each of NUM_BINS bins; zeros where it is empty."""
         edges = torch.linspace(0, 1, NUM_BINS + 1, dtype=self.confidences.dtype)
-        index = torch.bucketize(self.confidences, edges, right=True) - 1
+        index = (torch.bucketize(self.confidences, edges, right=True) - 1).clamp(max=NUM_BINS - 1)  # 1 is in the last
         counts = index.bincount(minlength=NUM_BINS)
         means = (
             index.bincount(values, minlength=NUM_BINS) / counts.clamp(min=1)
@@ -257,8 +256,7 @@ def predict_split(module: Classifier, datamodule: MNISTDataModule, trainer: L.Tr
         acc=metrics[f"{split}/acc"],
         labels=images.labels[images.indices].cpu(),
         predicted=predicted,
-        # torchmetrics puts 1 into a bin of its own, and takes what rounding puts above it for a logit.
-        confidences=confidences.clamp(max=1 - torch.finfo(torch.float32).eps),
+        confidences=confidences.clamp(max=1),  # rounding may put one above
         num_classes=len(datamodule.class_names),
     )
 

@@ -52,8 +52,8 @@ class StepLoop(_TrainingEpochLoop):
     0.57 ms; a real one, which drives Python out of the processor's caches, gains more.
 
     Who listens is found out when an epoch starts. What is more than forward, backward and optimiser on one device is
-    left to Lightning: several devices, accumulated or clipped gradients, scaled losses, manual optimisation, profilers,
-    a module that overrides one of `OWN_STEP_HOOKS`, and the first step after a resume.
+    left to Lightning: several devices, scaled losses, manual optimisation, profilers, a module that overrides one of
+    `OWN_STEP_HOOKS`, the first step after a resume, and of others the part that accumulates or clips gradients.
 
     It rests on parts of Lightning that are not public, one reason more for its version's upper bound.
     """

@@ -49,8 +49,7 @@ class Classifier(L.LightningModule):
     optimiser; `scheduler`, if any, its schedule.
 
     Scalars of training (`train/loss`, `lr`, `epoch`, `images_seen`) go straight to the loggers every
-    `trainer.log_every_n_steps` steps, or at the end of each epoch if that is shorter: `self.log` on each step would cost
-    a fifth of the training time.
+    `trainer.log_every_n_steps` steps: `self.log` on each step would cost a fifth of the training time.
     `history` keeps all scalars as lists of (step, value), and is part of the checkpoint.
 
     Raises DivergedError from `fit` when a loss that is looked at is NaN or infinite.
@@ -76,8 +75,7 @@ class Classifier(L.LightningModule):
             {name: make(num_classes) for name, make in METRICS.items()}, compute_groups=False
         )
         self.plateau: ReduceLROnPlateau | None = None
-        # Of the run that is resumed.
-        self.plateau_state: dict[str, Any] | None = None
+        self.plateau_state: dict[str, Any] | None = None  # of the run that is resumed, as the next
         self.accumulate_grad_batches: int | None = None
         self.images_seen = 0
         self.history: dict[str, list[tuple[int, float]]] = {}
@@ -148,7 +146,7 @@ class Classifier(L.LightningModule):
             self.trainer.accumulate_grad_batches, self.accumulate_grad_batches = self.accumulate_grad_batches, None
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log the scalars of training, and look at the loss, where a step is due."""
+        """Every `log_every_n_steps` steps, log the scalars of training and look at the loss."""
         self._record_step()
 
     def on_train_epoch_end(self) -> None:
@@ -187,8 +185,8 @@ class Classifier(L.LightningModule):
         for name, device in self._accelerator().items():
             if name in checkpoint["progress"]["device_rng_state"]:  # else it was trained elsewhere
                 device.set_rng_state(checkpoint["progress"]["device_rng_state"][name])
-        self.plateau_state = checkpoint["progress"].get("plateau")
-        self.accumulate_grad_batches = checkpoint["progress"].get("accumulate_grad_batches")
+        self.plateau_state = checkpoint["progress"]["plateau"]
+        self.accumulate_grad_batches = checkpoint["progress"]["accumulate_grad_batches"]
         self.images_seen = checkpoint["progress"]["images_seen"]
         self.history = {
             tag: [(int(step), value) for step, value in points.tolist()]
@@ -244,11 +242,12 @@ class Classifier(L.LightningModule):
         trainer: Any = self.trainer
         self.images_seen += num_images * trainer.world_size
         step = trainer.global_step
-        if step % min(trainer.log_every_n_steps, trainer.num_training_batches):
+        if step % trainer.log_every_n_steps:
             return
         # Several batches may make one step.
         if step > (self.history["train/loss"][-1][0] if "train/loss" in self.history else 0):
-            value = loss.item()  # an accelerator is waited for here
+            # The mean over all processes, which stop together; an accelerator is waited for here.
+            value = trainer.strategy.reduce(loss, reduce_op="mean").item()
             self._record(
                 {
                     "train/loss": value,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mnist_lit import cli
 from mnist_lit.errors import UserError
+from mnist_lit.notation import cut
 
 NAME_LENGTH = 13  # characters that are as wide as a picture
 
@@ -49,7 +50,10 @@ def predict(
     refused = [answers.Answer(str(file), error=reason) for file, reason in photos.refused.items()]
     answers.write(answers_file, [*given, *refused])
     if given:
-        titles = [f"{_short(Path(one.file).stem)}\n{one.digit} {one.confidence:.0%}" for one in given[:num_images]]
+        titles = []
+        for one in given[:num_images]:
+            name = answers.printable(Path(one.file).stem).encode("ascii", "replace").decode()  # every font has these
+            titles.append(f"{cut(name, NAME_LENGTH)}\n{one.digit} {one.confidence:.0%}")
         pictures.save(pictures.draw_images(photos.images[:num_images], titles), Path(run_dir) / "pictures.png")
         print(answers.to_table(given))
     print(f"\n{'answers':10}{os.path.relpath(answers_file)}\n{'folder':10}{os.path.relpath(run_dir)}", flush=True)
@@ -60,17 +64,6 @@ def predict(
     if refused:
         print(f"error: {len(refused)} of {len(files)} files left out", file=sys.stderr)
         raise SystemExit(2)
-
-
-def _short(name: str) -> str:
-    """Return as much of a file's name as fits above its picture, in letters that every font has.
-
-    It is the end, where photos have their numbers.
-    """
-    from mnist_lit import answers
-
-    name = answers.printable(name).encode("ascii", "replace").decode()
-    return name if len(name) <= NAME_LENGTH else f"...{name[3 - NAME_LENGTH :]}"
 
 
 if __name__ == "__main__":

@@ -46,7 +46,10 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
         "+logger.mine._target_=torch.nn.ReLU",
         ["logger.mine._target_=torch.nn.ReLU: must give a lightning.pytorch.loggers.logger.Logger, got ReLU"],
     ),
-    ("callbacks.last.filename=latest", ["callbacks.last.filename=latest: resume= looks for ", "/last.ckpt"]),
+    (
+        "callbacks.last.filename=latest",
+        ["callbacks.last.filename=latest: resume= looks for ", "/last.ckpt; leave it out"],
+    ),
     ("callbacks.last.dirpath=elsewhere", ["callbacks.last.dirpath=elsewhere: resume= looks for ", "/last.ckpt"]),
     ("+trainer.max_steps=0", ["trainer.max_steps=0: leaves nothing to train on; set it to -1 for no limit"]),
     ("+trainer.accumulate_grad_batches=0", ["trainer.accumulate_grad_batches=0: must be at least 1"]),

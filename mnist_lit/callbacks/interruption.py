@@ -6,6 +6,7 @@ writes "interrupted" into the result, and train.py says how the run, or the swee
 
 import signal
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -15,7 +16,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption(L.Callback):
-    """On Ctrl-C or SIGTERM (a cluster's preemption), finishes the step, saves a checkpoint to `path` and ends the fit.
+    """On Ctrl-C or SIGTERM (a cluster's preemption), finishes the step, saves checkpoints/last.ckpt and ends the fit.
 
     From there a resumed fit continues to the same bits. If a validation is due after the step, as at an epoch's end, it
     comes first, and so do other checkpoints. A second Ctrl-C ends the fit at once. Where several processes train, each
@@ -24,8 +25,7 @@ class Interruption(L.Callback):
     Raises SystemExit from `fit`, its code 128 + the signal's number, as shells do.
     """
 
-    def __init__(self, *, path: str) -> None:
-        self.path = path
+    def __init__(self) -> None:
         self.received: int | None = None
         self.has_waited = False
         self.handlers_before: dict[int, Any] = {}
@@ -50,7 +50,7 @@ class Interruption(L.Callback):
         if trainer.world_size == 1:
             for callback in trainer.checkpoint_callbacks:  # which come after this one
                 callback.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(Path(trainer.default_root_dir, "checkpoints", "last.ckpt"))
         self.end()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

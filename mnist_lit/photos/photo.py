@@ -87,8 +87,6 @@ def prepare(pixels: Pixels) -> Pixels:
     instead of strokes.
     """
     grey = _grey(pixels)
-    if not grey.size or np.ptp(grey) < MIN_CONTRAST:
-        raise UserError(BLANK)
     for light_on_dark in (grey, 255 - grey):
         if is_prepared(light_on_dark):
             return light_on_dark
@@ -104,8 +102,6 @@ def as_whole(pixels: Pixels) -> Pixels:
     Raises UserError for a blank picture.
     """
     grey = _grey(pixels)
-    if not grey.size or np.ptp(grey) < MIN_CONTRAST:
-        raise UserError(BLANK)
     if grey.shape == (SIZE, SIZE):
         return grey
     if np.median(edge_of(grey)) > 127:
@@ -134,7 +130,15 @@ def is_prepared(pixels: Pixels) -> bool:
 
 
 def _grey(pixels: Pixels) -> Pixels:
-    """Return luminance (ITU-R 601-2, as Pillow's); transparent pixels become black or white, unlike the rest."""
+    """Return luminance (ITU-R 601-2, as Pillow's); raises UserError for a blank picture."""
+    grey = _luminance(pixels)
+    if not grey.size or np.ptp(grey) < MIN_CONTRAST:
+        raise UserError(BLANK)
+    return grey
+
+
+def _luminance(pixels: Pixels) -> Pixels:
+    """Return the same; transparent pixels become black or white, unlike the rest."""
     if pixels.ndim == 2:
         return pixels
     grey: Pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels[..., :3])).convert("L"))

@@ -28,7 +28,8 @@ CAPTIONS = {
 }
 MAX_EFFECTS = 6  # keys in the chart of effects
 LEAST_LOG_RANGE = 5  # of losses on a logarithmic axis, on which there are two round numbers then
-MAX_MARKED_RANGES = {20: (1, 2, 5), 200: (1, 3)}  # of a logarithmic axis that has more labels than powers of ten
+# A logarithmic axis whose ends are less than so many times apart has labels at these multiples of the powers of ten.
+MULTIPLES = {20: (1, 2, 5), 200: (1, 3)}
 LEAST_GAP = 0.12  # between labels of single values, as a share of their axis
 MAX_VALUES = 20  # of one key: along a side of the heatmap, in charts and tables of effects
 
@@ -217,7 +218,7 @@ def draw_times(summary: Summary) -> Figure | None:
 def _label_plainly(axis: Axis, low: float, high: float) -> None:
     """Label a logarithmic axis over low..high 0.02 instead of 2 x 10^-2, which is also slow to set."""
     # More labels would collide over many decades, and matplotlib leaves all out over still more.
-    marks = next((marks for most, marks in MAX_MARKED_RANGES.items() if high / low < most), None)
+    marks = next((marks for most, marks in MULTIPLES.items() if high / low < most), None)
     axis.set_major_locator(LogLocator(subs=marks) if marks else LogLocator(numticks=5))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())

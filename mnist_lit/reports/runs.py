@@ -83,17 +83,16 @@ def _is_run(folder: Path) -> bool:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    kept = ("status", "seed", "error", "config_hash", "device", "num_parameters")
+    kept = ("status", "seed", "error", "config_hash", "setting_hash", "device", "num_parameters")
     numbers = ("best_epoch", "fit_seconds", "images_per_second")
     others = ("measured", "overrides", "arguments", "history", "git_commit", "versions")
-    nothing = {**dict.fromkeys((*kept, "setting_hash", *others)), **dict.fromkeys(numbers, math.nan)}
+    nothing = {**dict.fromkeys((*kept, *others)), **dict.fromkeys(numbers, math.nan)}
     try:
         record = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
         if record["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema_version is {record['schema_version']}, this program reads {SCHEMA_VERSION}")
         return {
             **{key: record[key] for key in kept},
-            "setting_hash": record.get("setting_hash"),  # not in those of an older version
             **{key: _number(record[key]) for key in numbers},
             **{tag: _number(value) for tag, value in record["metrics"].items()},
             "measured": frozenset(record["metrics"]),
