@@ -1,10 +1,11 @@
 """What a sweep costs, against separate processes and two threads measured in the same run.
 
     python benchmarks/sweep_speed.py            # real MNIST, about ten minutes, one table
-    python benchmarks/sweep_speed.py --quick    # the packaged sample, 12 jobs where it says 100
+    python benchmarks/sweep_speed.py --repeats 1
+    python benchmarks/sweep_speed.py --quick    # the packaged sample, 12 jobs where it says 100, once
 
 A job is one epoch of the default network. Wall times of whole processes, imports included, unless said otherwise;
-ratios are medians of three, lowest to highest in brackets.
+ratios are medians of three repetitions, lowest to highest in brackets.
 """
 
 import argparse
@@ -156,11 +157,13 @@ def resident(pid: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the packaged sample, fewer jobs")
-    is_quick = parser.parse_args().quick
+    parser.add_argument("--repeats", type=int, default=3, help="how often what gives a ratio is measured")
+    args = parser.parse_args()
+    is_quick = args.quick
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), is_quick=is_quick)
         n = bench.num_jobs
-        rounds = [str(number) for number in range(1 if is_quick else 3)]
+        rounds = [str(number) for number in range(1 if is_quick else args.repeats)]
         processes = middle([bench.processes_against_multirun(name) for name in rounds])
         growth = [bench.growth(name) for name in rounds]
         overhead = bench.overhead()

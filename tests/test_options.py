@@ -281,6 +281,7 @@ def test_debug_profile_leaves_a_table_of_hooks(train_run: Train, capsys: pytest.
     table = (run.folder / "fit-profile.txt").read_text(encoding="utf-8")
     (row,) = (line for line in table.splitlines() if "run_training_batch" in line)
     assert int(row.split("|")[3]) == 16  # calls
+    assert max(map(len, table.expandtabs().splitlines())) < 180
     assert run.last["epoch"] == 0
 
 

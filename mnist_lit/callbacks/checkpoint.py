@@ -37,6 +37,13 @@ class MovableCheckpoint(ModelCheckpoint):
     Lightning's own warns that the folder has changed, forgets the best score, and points to the old place.
     """
 
+    @property
+    def state_key(self) -> str:
+        """Name it by its files: Lightning's own name, of all its arguments, is half of a profile's width."""
+        if self.dirpath is None or self.filename is None:
+            return super().state_key
+        return f"{type(self).__name__}({Path(self.dirpath).name}/{self.filename})"
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
