@@ -5,7 +5,7 @@
     python benchmarks/sweep_speed.py --quick    # the packaged sample, 12 jobs where it says 100, once
 
 A job is one epoch of the default network. Wall times of whole processes, imports included, unless said otherwise;
-ratios are medians of three repetitions, lowest to highest in brackets.
+ratios are medians over the repetitions, lowest to highest in brackets.
 """
 
 import argparse

@@ -154,9 +154,11 @@ def _build_callbacks(cfg: DictConfig, config: dict[str, Any]) -> tuple[list[L.Ca
         raise UserError(f"trainer.max_time={max_time}: would have no effect beside a Timer among the callbacks")
     timer = timer or _try("trainer", lambda: Timer(duration=max_time))
     others = [callback for callback in named.values() if callback is not timer]
-    # What Interruption saves and ends in the middle of an epoch, all others must have seen. The timer is last but for
-    # checkpoints, so that its clock leaves out what other callbacks do when a fit starts and ends.
-    return [*sorted(others, key=lambda callback: isinstance(callback, Interruption)), timer], timer
+    # What Interruption saves and ends in the middle of an epoch, all others must have seen, and what `last` saves, all
+    # other checkpoints. The timer is last but for checkpoints, which Lightning puts behind it, so that its clock leaves
+    # out what other callbacks do when a fit starts and ends.
+    others.sort(key=lambda callback: (isinstance(callback, Interruption), callback is named.get("last")))
+    return [*others, timer], timer
 
 
 def build_job(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
@@ -300,7 +302,7 @@ def locate(key: str, target: str) -> Callable[..., Any]:
         found: Callable[..., Any] = get_object(target)
     except Exception as error:  # whatever importing a user's module raises
         package = target.partition(".")[0]
-        is_here = Path(package).is_dir() or Path(f"{package}.py").is_file()
+        is_here = package and (Path(package).is_dir() or Path(f"{package}.py").is_file())
         hint = f"; {package} lies in this folder, but not on Python's path: set PYTHONPATH=." if is_here else ""
         elsewhere = f"; if {package} is a file of yours, set PYTHONPATH to its folder"
         told = in_one_line(error) + ((hint or elsewhere) if not _is_installed(package) else "")

@@ -13,6 +13,7 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mnist_lit.callbacks.interruption import Interruption
@@ -57,7 +58,13 @@ class Run:
 
     def prepare(self) -> None:
         """Fetch the images; raises UserError as the function `prepare` does."""
-        prepare(self.datamodule, self.config)
+        prepare(self.datamodule, self.test_limit)
+
+    @property
+    def test_limit(self) -> float | int:
+        """How many batches are tested, or which share of them; 0 where none is to be."""
+        limit: float | int = self.trainer.limit_test_batches
+        return limit if self.config["test"] else 0
 
     def execute(self, *, test: bool, resume_from: Path | None = None) -> Result:
         """Fit, then test with the best checkpoint if `test`; write `result.json` last and return it.
@@ -200,17 +207,16 @@ class Run:
         return f"{self.trainer.world_size} x {device.type} ({name})"
 
 
-def prepare(datamodule: MNISTDataModule, config: Mapping[str, Any]) -> None:
-    """Fetch the images of a run with this configuration.
+def prepare(datamodule: MNISTDataModule, test_limit: float | int) -> None:
+    """Fetch the images of a run.
 
-    Raises UserError if they cannot be had, or if no batch is to be tested, which Lightning says after the fit.
+    Raises UserError if they cannot be had, or if `test_limit` leaves no batch, which Lightning says after the fit.
     """
     datamodule.prepare_data()
     num_batches = math.ceil(len(load(datamodule.source).test_labels) / datamodule.eval_batch_size)
-    limit = config["trainer"].get("limit_test_batches")
-    if config["test"] and isinstance(limit, float) and 0 < limit * num_batches < 1:
+    if isinstance(test_limit, float) and 0 < test_limit * num_batches < 1:
         told = f"leaves no batch of {num_batches} to test; give a number of batches, or set test=false"
-        raise UserError(f"trainer.limit_test_batches={limit}: {told}")
+        raise UserError(f"trainer.limit_test_batches={test_limit}: {told}")
 
 
 def _load(path: str | Path) -> dict[str, Any]:
@@ -220,7 +226,7 @@ def _load(path: str | Path) -> dict[str, Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Drop the warnings that a user can do nothing about; leave Ctrl-C what it is in Python, and let no part exit."""
+    """Drop the warnings that a user can do nothing about; let signals, but no part of the run, end the program."""
     with warnings.catch_warnings(), _exits_told_apart():
         # True of loaders that read files; here the images are in memory and workers cost time.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -255,4 +261,6 @@ def _exits_told_apart() -> Iterator[None]:
             raise KeyboardInterrupt from None
         if end.code in ENDED_BY_SIGNAL:
             raise
+        if isinstance(end, SIGTERMException):  # Lightning's own, where nobody else has taken that signal over
+            raise SystemExit(128 + signal.SIGTERM) from None
         raise RuntimeError(f"some part of the run called sys.exit({end.code!r})") from end

@@ -43,7 +43,9 @@ def check_arguments(
             close = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
             out = f"; leave it out, or write ~{dotted} where a file sets it" if key else ""
-            raise UserError(f"{seen}: not a key; {hint}{key or 'the configuration'} takes {', '.join(names)}{out}")
+            raise UserError(
+                f"{seen}: not a key; {hint}{key or 'the configuration'} takes {', '.join(names) or 'none'}{out}"
+            )
         if name in given:
             raise UserError(f"{seen}: would have no effect; it is set by {given[name]}")
         if name in hints and not _is_built_first(value) and not _is_a(value, hints[name]):

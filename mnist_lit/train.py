@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_lit import cli, messages, run_folder, startup
 from mnist_lit.errors import ENDED_BY_SIGNAL, UserError, interruption_behind
-from mnist_lit.notation import count, in_yaml
+from mnist_lit.notation import count, in_yaml, split_override
 from mnist_lit.result import FILE_NAME, Result, config_hash, read_result, remove_scratch
 from mnist_lit.sweep import ledger, plugins
 
@@ -87,7 +87,7 @@ def _as_it_was(cfg: DictConfig) -> DictConfig:
     """
     saved = run_folder.read_config(Path(cfg.run_dir))
     for override in HydraConfig.get().overrides.task:
-        key = override.lstrip("+~").split("=", 1)[0]
+        key, _ = split_override(override)
         if key != "resume" and key not in CHANGED_ON_RESUME:
             raise UserError(
                 f"{override}: a resumed run keeps its settings, but for {', '.join(CHANGED_ON_RESUME)}; leave it out, "

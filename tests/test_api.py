@@ -106,18 +106,19 @@ except UserError as error:
 @pytest.mark.parametrize(
     ("number", "raised"), [(signal.SIGINT, "KeyboardInterrupt()"), (signal.SIGTERM, "SystemExit(143)")]
 )
-def test_a_signal_raises_what_it_does_elsewhere(number: signal.Signals, raised: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", ["training_step", "test_step"])
+def test_a_signal_raises_what_it_does_elsewhere(number: signal.Signals, raised: str, step: str, tmp_path: Path) -> None:
     script = f"""
 import os
 from mnist_lit import train
 from mnist_lit.module import Classifier
-training_step = Classifier.training_step
+step = Classifier.{step}
 def patched(*arguments):
     os.kill(os.getpid(), {number.value})
-    return training_step(*arguments)
-Classifier.training_step = patched
+    return step(*arguments)
+Classifier.{step} = patched
 try:
-    train("data=sample", run_dir="run")
+    train("data=sample", "data.eval_batch_size=100", run_dir="run")
 except BaseException as error:
     print(repr(error))
 """

@@ -167,3 +167,18 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path, main: Main) ->
         assert exit_code(process) == -signal.SIGKILL
     assert outcome.code == 2
     assert outcome.err == f"error: {folder}: another process is at work there; wait for it, or end it first\n"
+
+
+def test_checkpoints_that_share_a_name_are_told_apart(main: Main, tmp_path: Path) -> None:
+    by_loss = "{_target_:mnist_lit.callbacks.checkpoint.MovableCheckpoint,monitor:val/loss,filename:best}"
+    folders = ("callbacks.checkpoint.dirpath=null", "+callbacks.mine.dirpath=run/by_loss")
+    assert main("data=sample", "hydra.run.dir=run", f"+callbacks.mine={by_loss}", *folders).code == 0
+    found = read_checkpoint(tmp_path / "run", "last")["callbacks"].values()
+    scores = {Path(path): state["best_model_score"] for state in found if (path := state.get("best_model_path"))}
+    history = read_result(tmp_path / "run")["history"]  # which gets better from epoch to epoch
+    for folder, tag in {"checkpoints": "val/acc", "by_loss": "val/loss"}.items():
+        assert scores[tmp_path / "run" / folder / "best.ckpt"] == pytest.approx(history[tag][-1][1])
+    (tmp_path / "run" / "checkpoints" / "best.ckpt").write_bytes(b"")
+    outcome = main("resume=run", "trainer.max_epochs=4")
+    assert outcome.code == 2
+    assert "best.ckpt: damaged; remove " in outcome.err

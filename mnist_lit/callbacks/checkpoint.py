@@ -39,10 +39,8 @@ class MovableCheckpoint(ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        """Name it by its files: Lightning's own name, of all its arguments, is half of a profile's width."""
-        if self.dirpath is None or self.filename is None:
-            return super().state_key
-        return f"{type(self).__name__}({Path(self.dirpath).name}/{self.filename})"
+        """Name it in short: Lightning's own name, of all its arguments, is half of a profile's width."""
+        return f"{type(self).__name__}({self.filename}, {self.monitor})" if self.filename else super().state_key
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -34,7 +34,7 @@ def job_name(keys: Sequence[str], overrides: Sequence[str]) -> str:
     cannot stand in a folder's name becomes `_`.
     """
     overrides = [re.sub(DRAWN_NUMBER, lambda number: f"{float(number[0]):.6g}", override) for override in overrides]
-    values = dict(map(split_override, overrides))
+    values = dict(split_override(override) for override in overrides if not override.startswith("~"))
     names = short_keys(keys)
     return _as_folder(",".join(f"{names[key]}={values[key]}" for key in keys))
 

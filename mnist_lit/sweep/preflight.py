@@ -39,7 +39,8 @@ class Preflight:
         # The names of jobs that are not done, and the seconds of their fits, None where they are not known.
         self.to_do: list[tuple[str, float | None]] = []
         self.seconds: dict[str, float | None] = {}  # of what was built, by its hash but for the seed
-        self.unprepared: dict[str, tuple[MNISTDataModule, dict[str, Any]]] = {}
+        # Of what was built, a job's name, and what remains to be checked. Without the network: there may be many.
+        self.unprepared: list[tuple[str, MNISTDataModule, float]] = []
         self.owners = {job.name: self._swept(job.overrides) for job in ledger.read_jobs(folder)}  # of the folders
 
     def check(self, config: DictConfig, overrides: list[str]) -> ledger.Job:
@@ -69,9 +70,10 @@ class Preflight:
         """Fetch the images that the jobs need, once all are checked; raises UserError, naming a job that cannot."""
         from mnist_lit import run
 
-        for name, parts in self.unprepared.items():
+        # Those of one source after another, since few sources are kept in memory.
+        for name, datamodule, test_limit in sorted(self.unprepared, key=lambda it: it[1].source.folder):
             with self._job_named(name):
-                run.prepare(*parts)
+                run.prepare(datamodule, test_limit)
 
     def _build(self, cfg: DictConfig, name: str) -> float | None:
         from mnist_lit.build import build_job
@@ -80,7 +82,7 @@ class Preflight:
         run = build_job(cfg)
         if self.is_timed:
             return fit_seconds(run)
-        self.unprepared[name] = (run.datamodule, run.config)  # without the network, for there may be many
+        self.unprepared.append((name, run.datamodule, run.test_limit))
         return None
 
     @contextmanager
@@ -103,7 +105,8 @@ class Preflight:
             raise UserError(f"{' and '.join(different)}: would share the folder {self.folder / name}; rename one")
 
     def _swept(self, overrides: Sequence[str]) -> Swept:
-        return [(key, value) for key, value in map(key_and_value, overrides) if key in self.keys]
+        given = (override for override in overrides if not override.startswith("~"))
+        return [(key, value) for key, value in map(key_and_value, given) if key in self.keys]
 
     def describe(self, jobs: list[ledger.Job]) -> str:
         """List the jobs, and how long those that are not done will take."""

@@ -8,6 +8,10 @@ def test_a_job_is_named_by_its_swept_values_in_order() -> None:
     assert job_name(["optimizer.lr", "data.batch_size", "seed"], overrides) == "lr=0.1,batch_size=128,seed=3"
 
 
+def test_a_key_that_is_taken_out_first_has_its_new_value() -> None:
+    assert job_name(["loss"], ["+loss=mine", "~loss"]) == "loss=mine"
+
+
 def test_drawn_numbers_are_short() -> None:
     overrides = ["optimizer.lr=0.0012345678901234", "model.dropout=1.2345678901e-07", "data.batch_size=1234567890"]
     keys = ["optimizer.lr", "model.dropout", "data.batch_size"]

@@ -193,6 +193,10 @@ def test_what_all_trials_share_is_checked_before_the_first(sweep: Sweep, capsys:
     assert "a search goes by validation images, and there are none" in capsys.readouterr().err
     assert sweep("sweep=tpe", "optimizer.momentum=interval(-0.5,0.9)") == 2
     assert "-0.5" in capsys.readouterr().err
+    assert sweep("sweep=tpe", "data.val_size=choice(3000,500)") == 2
+    assert capsys.readouterr().err == "error: data.val_size=3000: must be below the 2000 training images\n"
+    assert sweep("sweep=tpe", "data=choice(mnist,sample)", "data.root=nowhere", "data.fetch_from=[]") == 2
+    assert capsys.readouterr().err.startswith("error: MNIST is not in nowhere/MNIST/raw")
     for drawn, told in {
         "optimizer.lr=interval(1,0.1)": "The `low` value must be smaller than",
         "optimizer.momentum=tag(log,interval(0,0.9))": "The `low` value must be larger than 0",
