@@ -23,7 +23,7 @@ from mnist_lit.errors import ENDED_BY_SIGNAL, DivergedError, UserError, in_one_l
 from mnist_lit.logger import Csv, TensorBoard
 from mnist_lit.module import MONITORED, Classifier
 from mnist_lit.notation import count
-from mnist_lit.result import Result, Status, config_hash, git_commit
+from mnist_lit.result import Result, Status, config_hash, git_commit, read_result
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -125,8 +125,9 @@ class Run:
                     _load(path)
         except Exception as error:  # whatever a damaged file makes torch raise
             what = "missing; put it back, or" if isinstance(error, FileNotFoundError) else "damaged;"
-            told = f"{path}: {what} remove {'it' if path == last else last} to start the run anew"
-            raise UserError(f"{told}: {in_one_line(error)}") from error
+            is_finished = (read_result(self.run_dir) or {}).get("status") == "finished"  # which is not begun anew
+            anew = f"remove {'it' if path == last else last} to start the run anew"
+            raise UserError(f"{path}: {what} {'start a new run' if is_finished else anew}") from error
         return last, checkpoint
 
     def forget_after(self, checkpoint: Mapping[str, Any]) -> None:

@@ -55,7 +55,8 @@ def check_arguments(
     for name in required:
         if name not in node and name not in given:
             dotted = f"{key}.{name}" if key else name
-            hint = f"; {LATER[name]}" if key and name in LATER else ""
+            of_function = "" if inspect.isclass(target) else "if it gets that later, add _partial_: true"
+            hint = f"; {told}" if key and (told := LATER.get(name, of_function)) else ""
             raise UserError(f"{dotted} is missing: {key or 'the configuration'} needs it{hint}")
 
 

@@ -124,9 +124,7 @@ def _checkpoint_of(run: "Run") -> Path | None:
     is_finished = (read_result(run.run_dir) or {}).get("status") == "finished"
     if (found := run.last_checkpoint()) is None:
         if is_finished:
-            raise UserError(
-                f"{run.run_dir}: finished, and kept no checkpoints/last.ckpt to go on from (callbacks.last)"
-            )
+            raise UserError(f"{run.run_dir}: finished, and has no checkpoints/last.ckpt to go on from; start a new run")
         run.start_anew()
         return None
     path, checkpoint = found
@@ -272,6 +270,8 @@ def _may_crawl(fit_seconds: float | None, device: str | None) -> bool:
 
 def _show(result: Result, run: "Run", cfg: DictConfig) -> None:
     """Print what a person wants to know when a run has ended."""
+    from mnist_lit.trust import packages_to_trust
+
     rows = [(tag, f"{result.metrics[tag]:.4f}") for tag in sorted(result.metrics, reverse=True)]
     is_to_validate = cfg.data.get("val_size") and cfg.trainer.get("limit_val_batches") != 0
     if result.status == "finished" and not result.history["val/loss"]:
@@ -314,7 +314,10 @@ def _show(result: Result, run: "Run", cfg: DictConfig) -> None:
     folder = os.path.relpath(run.run_dir)
     rows.append(("run folder", folder))
     if (run.run_dir / "checkpoints" / "best.ckpt").exists():
-        rows.append(("use it", f"python -m mnist_lit.evaluate {shlex.quote(f'ckpt={folder}')}"))
+        words = [f"ckpt={folder}"]
+        if own := packages_to_trust(run.config):
+            words.append(f"trusted=[{','.join(own)}]")
+        rows.append(("use it", f"python -m mnist_lit.evaluate {shlex.join(words)}"))
     if any(run.run_dir.glob("events.out.tfevents.*")):
         logdir = "outputs" if Path(folder).parts[:1] == ("outputs",) else folder  # beside the other runs, if it is
         rows.append(("curves", f"tensorboard --logdir {shlex.quote(logdir)}"))

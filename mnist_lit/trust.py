@@ -13,6 +13,15 @@ from mnist_lit.errors import UserError
 from mnist_lit.module import Classifier
 from mnist_lit.signatures import check_arguments
 
+OURS = ("torch.nn", "mnist_lit")  # packages whose networks, losses and data sets are always built
+
+
+def packages_to_trust(config: Mapping[str, Any]) -> list[str]:
+    """Return the packages that `trusted` must name for a checkpoint with this configuration."""
+    parts = {key: config[key] for key in ("model", "loss", "data")}
+    named = [str(node["_target_"]) for _, node in targets(parts)]
+    return sorted({target.partition(".")[0] for target in named if not _is_within(target, OURS)} - {"torch"})
+
 
 def restore(config: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> Classifier:
     """Build the module of a configuration that came from a checkpoint: for evaluation, it has no optimiser of its own.
@@ -52,7 +61,7 @@ def restore_data(
 
 def _vetted(parts: Mapping[str, Any], trusted: Sequence[str]) -> dict[str, Any]:
     """Return the parts of a checkpoint's configuration if they name only what may be built."""
-    roots = ("torch.nn", "mnist_lit", *trusted)
+    roots = (*OURS, *trusted)
     vetted = dict(parts)
     for key, node in vetted.items():
         # `build_part` would fail, without a word on the checkpoint.
@@ -67,13 +76,10 @@ def _vetted(parts: Mapping[str, Any], trusted: Sequence[str]) -> dict[str, Any]:
         is_trusted = is_part or (_is_within(target, trusted) and callable(found))
         if not (is_trusted and _is_within(str(found.__module__), roots)):
             package = target.split(".")[0]
-            hint = f"if you trust it and know its package, add trusted=[{package}]"
+            hint = f"if you trust it and know its package, add 'trusted=[{package}]'"
             if package == "torch":  # all of which is too much to trust
                 hint = "for a function, write a class of your own, torch.nn.Module, that calls it"
-            raise UserError(
-                f"{key}._target_={target}: the checkpoint wants to build what is no network, loss or data set from "
-                f"{', '.join(roots)}; {hint}"
-            )
+            raise UserError(f"{key}._target_={target}: is no network, loss or data set of {' or '.join(roots)}; {hint}")
     for key, node in targets(vetted):
         check_arguments(key, locate(key, node["_target_"]), node)
     return vetted

@@ -50,6 +50,10 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
         "callbacks.last.filename=latest",
         ["callbacks.last.filename=latest: resume= looks for ", "/last.ckpt; leave it out"],
     ),
+    (
+        "+callbacks.interruption.path=x",
+        ["callbacks.interruption.path=x: not a key; callbacks.interruption takes none;"],
+    ),
     ("callbacks.last.dirpath=elsewhere", ["callbacks.last.dirpath=elsewhere: resume= looks for ", "/last.ckpt"]),
     ("+trainer.max_steps=0", ["trainer.max_steps=0: leaves nothing to train on; set it to -1 for no limit"]),
     ("+trainer.accumulate_grad_batches=0", ["trainer.accumulate_grad_batches=0: must be at least 1"]),
@@ -140,6 +144,7 @@ ON_SAMPLE: list[tuple[str, list[str]]] = [
         "~loss +loss={_target_:torch.nn.CrossEntropyLoss,reduction:none}",
         ["loss: must give one number for a batch, got [2] numbers"],
     ),
+    ("~loss +loss._target_=operator.sub", ["loss.a is missing: ", "; if it gets that later, add _partial_: true"]),
     ("optimizer._target_=torch.optim.RMSprop", ["optimizer.nesterov=false: not a key; ", "write ~optimizer.nesterov"]),
     ("optimizer=sdg", ["optimizer=sdg: no such option, there are adam, adamw, sgd; did you mean optimizer=sgd?"]),
     ("experiment=bolg", ["experiment=bolg: no such option, there are ", " blog,", "did you mean experiment=blog?"]),

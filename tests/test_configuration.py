@@ -48,10 +48,6 @@ VALUES: list[tuple[str, list[str]]] = [
     ("data.fetch_from=npm", ["data.fetch_from=npm: must be a list, each text; write [npm]"]),
     ("model._target_=null", ["model._target_=null: must name a class"]),
     ("loss._target_=__main__.Typo", ["loss._target_=__main__.Typo: cannot be imported: "]),
-    (
-        "+callbacks.interruption.path=x",
-        ["callbacks.interruption.path=x: not a key; callbacks.interruption takes none;"],
-    ),
     ("callbacks.checkpoint.filename=last", ["callbacks.checkpoint.filename=last: is what resume= goes on from"]),
     ("trainer.max_epochs=0", ["trainer.max_epochs=0: must be at least 1, or -1"]),
     ("trainer.log_every_n_steps=0", ["trainer.log_every_n_steps=0: must be at least 1"]),

@@ -248,7 +248,7 @@ def test_diverged_network_is_refused(plant: Plant, main: Main, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"_target_": "os.mkdir", "path": "executed"}, "data._target_=os.mkdir: the checkpoint wants to build"),
+        ({"_target_": "os.mkdir", "path": "executed"}, "data._target_=os.mkdir: is no network, loss or data set of "),
         ({"batch_size": {"_target_": "os.mkdir", "path": "executed"}}, "data.batch_size._target_=os.mkdir: "),
         ({"fetch_from": [[{"_target_": "os.mkdir", "path": "executed"}]]}, "data.fetch_from.0.0._target_=os.mkdir: "),
         (
@@ -274,5 +274,5 @@ def test_trust_is_passed_on(plant: Plant, main: Main, tmp_path: Path, monkeypatc
     )
     monkeypatch.syspath_prepend(tmp_path)
     checkpoint = plant(model={"_target_": "theirs.Net"}, data={"_target_": "theirs.Data"})
-    assert_refused(main(f"ckpt={checkpoint}", module="evaluate"), tmp_path, "add trusted=[theirs]")
+    assert_refused(main(f"ckpt={checkpoint}", module="evaluate"), tmp_path, "add 'trusted=[theirs]'")
     assert main(f"ckpt={checkpoint}", "trusted=[theirs]", module="evaluate").code == 0

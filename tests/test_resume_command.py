@@ -90,16 +90,22 @@ def test_what_cannot_go_on_leaves_the_record_of_the_run(main: Main, tmp_path: Pa
     last.write_bytes(whole_last[:1000])
     outcome = main("resume=run")
     assert outcome.code == 2
-    assert "last.ckpt: damaged; remove it to start the run anew" in outcome.err
+    assert outcome.err == f"error: {last}: damaged; start a new run\n"
     last.write_bytes(whole_last)
     (last.parent / "best.ckpt").write_bytes(b"")
     outcome = main("resume=run", "trainer.max_epochs=4")
     assert outcome.code == 2
-    assert "best.ckpt: damaged; remove run/checkpoints/last.ckpt to start" in outcome.err.replace(f"{tmp_path}/", "")
+    assert outcome.err.endswith("best.ckpt: damaged; start a new run\n")
     (last.parent / "best.ckpt").unlink()
     told = main("resume=run", "trainer.max_epochs=4").err.replace(f"{tmp_path}/", "")
-    assert "best.ckpt: missing; put it back, or remove run/checkpoints/last.ckpt to start" in told
+    assert told == "error: run/checkpoints/best.ckpt: missing; put it back, or start a new run\n"
     assert [(folder / name).read_bytes() for name in ("result.json", "config.yaml")] == before
+    (folder / "result.json").unlink()  # as if it had been killed
+    told = main("resume=run", "trainer.max_epochs=4").err.replace(f"{tmp_path}/", "")
+    way_out = "put it back, or remove run/checkpoints/last.ckpt to start the run anew"
+    assert told == f"error: run/checkpoints/best.ckpt: missing; {way_out}\n"
+    last.write_bytes(b"")
+    assert main("resume=run").err == f"error: {last}: damaged; remove it to start the run anew\n"
 
 
 def test_no_result_stays_beside_the_checkpoints_of_another_attempt(main: Main, tmp_path: Path) -> None:
@@ -135,7 +141,7 @@ def test_a_finished_run_without_its_last_checkpoint_is_left_alone(main: Main, tm
     best = (tmp_path / "run" / "checkpoints" / "best.ckpt").read_bytes()
     outcome = main("resume=run", "trainer.max_epochs=2")
     assert outcome.code == 2
-    assert "run: finished, and kept no checkpoints/last.ckpt to go on from" in outcome.err
+    assert "run: finished, and has no checkpoints/last.ckpt to go on from; start a new run" in outcome.err
     assert (tmp_path / "run" / "checkpoints" / "best.ckpt").read_bytes() == best
 
 
@@ -181,4 +187,4 @@ def test_checkpoints_that_share_a_name_are_told_apart(main: Main, tmp_path: Path
     (tmp_path / "run" / "checkpoints" / "best.ckpt").write_bytes(b"")
     outcome = main("resume=run", "trainer.max_epochs=4")
     assert outcome.code == 2
-    assert "best.ckpt: damaged; remove " in outcome.err
+    assert outcome.err.endswith("best.ckpt: damaged; start a new run\n")

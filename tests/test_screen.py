@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,19 @@ def test_a_limit_of_time_that_is_not_reached_is_not_told(train_run: Train, capsy
 
 def test_curves_are_shown_beside_those_of_other_runs(main: Main) -> None:
     assert main("debug=fast", "callbacks.pictures=null").out.endswith("curves      tensorboard --logdir outputs\n")
+
+
+def test_the_command_that_uses_a_run_trusts_its_own_classes(
+    main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text("from mnist_lit.model import MLP\nclass Net(MLP): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    short = ("data=sample", "trainer.max_epochs=1", "logger=none", "callbacks.pictures=null")
+    for own, trusted in {"mnist_lit.model.MLP": "", "mine.Net": " 'trusted=[mine]'"}.items():
+        done = main(*short, f"model._target_={own}", f"hydra.run.dir={own}")
+        command = f"python -m mnist_lit.evaluate ckpt={own}{trusted}"
+        assert f"use it      {command}\n" in done.out
+        assert main(*shlex.split(command)[3:], module="evaluate").code == 0
 
 
 @pytest.mark.parametrize(("load", "seconds", "is_told"), [(9.0, 6.0, True), (2.5, 6.0, False), (9.0, 4.0, False)])
