@@ -41,7 +41,8 @@ class Predictor(nn.Module):
             got = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
             raise UserError(
                 f"images={got}: must be a torch.uint8 tensor [B, 28, 28], pixels from 0 to 255, white on black; use "
-                "torch.from_numpy, images[None] for a single one, (255 * images).to(torch.uint8) for pixels from 0 to 1"
+                "torch.from_numpy, images[None] for a single one, images.squeeze(1) for one channel, "
+                "(255 * images).to(torch.uint8) for pixels from 0 to 1"
             )
         pixels = images.to(next(self.model.parameters()))
         return self.probabilities(self.model((pixels - 255 * self.mean) / (255 * self.std)))

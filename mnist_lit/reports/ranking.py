@@ -27,7 +27,7 @@ class Summary:
     `settings` has one row a setting, best first; its position is the setting's number. Columns: `rank` (NaN
     without a mean), `n` (runs with the metric), `mean` and `sd` of the metric over them (sd with n - 1 below,
     NaN for n < 2), `bad` (runs that diverged, or finished with a metric that is not finite), `failed` (failed or
-    interrupted), `fit_seconds` (mean), and of the comparison with the best `verdict` (best, same, worse, not
+    interrupted), `fit_seconds` (median), and of the comparison with the best `verdict` (best, same, worse, not
     tested, diverged, no result), `test` (paired, Welch or nothing), `num_scores` (of each setting that it goes by) and
     `p_value` (corrected; NaN without test).
     `values` has the same rows and one column a swept key. `runs` is `read_runs`'s table, less `repetitions`
@@ -198,7 +198,7 @@ def _aggregate(ended: pd.DataFrame) -> pd.DataFrame:
         sd=("score", "std"),  # pandas divides by n - 1
         bad=("bad", "sum"),
         failed=("failed", "sum"),
-        fit_seconds=("fit_seconds", "mean"),
+        fit_seconds=("fit_seconds", "median"),  # one of them may have met a busy machine
     )
 
 

@@ -131,8 +131,8 @@ def selection(summary: Summary) -> str:
         return f"{only}, so nothing was selected."
     whom = "the selected setting" if len(summary.winners) == 1 else "those of rank 1"
     return (
-        f"{text}Chosen as the best of {rivals}, it looks better there than it is; the score on the test images, shown "
-        f"for {whom} only, is fair."
+        f"{text}Chosen as the best of {rivals}, it has a {summary.metric} that is likely a little too good; the score "
+        f"on the test images, shown for {whom} only, is fair."
     )
 
 

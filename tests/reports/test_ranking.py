@@ -36,6 +36,12 @@ def test_settings_are_ranked_by_their_mean_over_seeds(add: Add, sweep_dir: Path)
         assert row["fit_seconds"] == 6.5
 
 
+def test_a_run_beside_other_work_does_not_count_for_the_time_of_its_setting(add: Add, sweep_dir: Path) -> None:
+    for seed, seconds in enumerate((5.0, 90.0, 6.0)):
+        add("optimizer.lr=0.1", seed=seed, fit_seconds=seconds)
+    assert [row["fit_seconds"] for row in settings_of(summary_of(sweep_dir))] == [6.0]
+
+
 def test_loss_is_ranked_from_the_lowest(add: Add, sweep_dir: Path) -> None:
     add("optimizer.lr=0.1", acc=0.9, metrics={"val/acc": 0.9, "val/loss": 0.02})
     add("optimizer.lr=0.2", acc=0.8, metrics={"val/acc": 0.8, "val/loss": 0.01})
