@@ -127,7 +127,9 @@ class Run:
             what = "missing; put it back, or" if isinstance(error, FileNotFoundError) else "damaged;"
             is_finished = (read_result(self.run_dir) or {}).get("status") == "finished"  # which is not begun anew
             anew = f"remove {'it' if path == last else last} to start the run anew"
-            raise UserError(f"{path}: {what} {'start a new run' if is_finished else anew}") from error
+            reason = "" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None)  # of the system's
+            told = f"{path}: {what} {'start a new run' if is_finished else anew}"
+            raise UserError(f"{told}: {reason}" if reason else told) from error
         return last, checkpoint
 
     def forget_after(self, checkpoint: Mapping[str, Any]) -> None:

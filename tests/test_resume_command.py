@@ -105,7 +105,11 @@ def test_what_cannot_go_on_leaves_the_record_of_the_run(main: Main, tmp_path: Pa
     way_out = "put it back, or remove run/checkpoints/last.ckpt to start the run anew"
     assert told == f"error: run/checkpoints/best.ckpt: missing; {way_out}\n"
     last.write_bytes(b"")
-    assert main("resume=run").err == f"error: {last}: damaged; remove it to start the run anew\n"
+    damaged = f"error: {last}: damaged; remove it to start the run anew"
+    assert main("resume=run").err == f"{damaged}\n"
+    last.unlink()
+    last.mkdir()
+    assert main("resume=run").err == f"{damaged}: Is a directory\n"
 
 
 def test_no_result_stays_beside_the_checkpoints_of_another_attempt(main: Main, tmp_path: Path) -> None:
