@@ -56,6 +56,11 @@ class Run:
         """The folder that all files of the run go to."""
         return Path(self.trainer.default_root_dir)
 
+    @property
+    def has_finished(self) -> bool:
+        """Whether the folder holds the result of an attempt that finished, so that there is nothing to begin anew."""
+        return (read_result(self.run_dir) or {}).get("status") == "finished"
+
     def prepare(self) -> None:
         """Fetch the images; raises UserError as the function `prepare` does."""
         prepare(self.datamodule, self.test_limit)
@@ -125,11 +130,10 @@ class Run:
                     _load(path)
         except Exception as error:  # whatever a damaged file makes torch raise
             what = "missing; put it back, or" if isinstance(error, FileNotFoundError) else "damaged;"
-            is_finished = (read_result(self.run_dir) or {}).get("status") == "finished"  # which is not begun anew
             anew = f"remove {'it' if path == last else last} to start the run anew"
-            reason = "" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None)  # of the system's
-            told = f"{path}: {what} {'start a new run' if is_finished else anew}"
-            raise UserError(f"{told}: {reason}" if reason else told) from error
+            is_told = isinstance(error, FileNotFoundError) or not isinstance(error, OSError)
+            reason = "" if is_told else f": {in_one_line(error)}"  # the system's, such as a lack of permission
+            raise UserError(f"{path}: {what} {'start a new run' if self.has_finished else anew}{reason}") from error
         return last, checkpoint
 
     def forget_after(self, checkpoint: Mapping[str, Any]) -> None:
@@ -256,10 +260,11 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def _exits_told_apart() -> Iterator[None]:
+    """Raise KeyboardInterrupt for a Ctrl-C, SystemExit with 143 for a SIGTERM, RuntimeError for any other exit."""
     try:
         yield
     except SystemExit as end:
-        # What our Interruption, and Lightning, make of a Ctrl-C.
+        # Our Interruption makes the one of it, Lightning the other.
         if end.code == 128 + signal.SIGINT or isinstance(interruption_behind(end), KeyboardInterrupt):
             raise KeyboardInterrupt from None
         if end.code in ENDED_BY_SIGNAL:

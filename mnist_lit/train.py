@@ -121,9 +121,8 @@ def _checkpoint_of(run: "Run") -> Path | None:
     Raises UserError, before anything in the run's folder is touched, for one that is damaged or past
     trainer.max_epochs, and for a run that has finished without one.
     """
-    is_finished = (read_result(run.run_dir) or {}).get("status") == "finished"
     if (found := run.last_checkpoint()) is None:
-        if is_finished:
+        if run.has_finished:
             raise UserError(f"{run.run_dir}: finished, and has no checkpoints/last.ckpt to go on from; start a new run")
         run.start_anew()
         return None
@@ -131,7 +130,7 @@ def _checkpoint_of(run: "Run") -> Path | None:
     num_epochs, max_epochs = checkpoint["epoch"] + 1, run.trainer.max_epochs
     if max_epochs is not None and 0 <= max_epochs < num_epochs:
         raise UserError(f"trainer.max_epochs={max_epochs}: the run is in its epoch {num_epochs} already")
-    if not (num_epochs == max_epochs and is_finished):
+    if not (num_epochs == max_epochs and run.has_finished):
         log.info("goes on after step %d", checkpoint["global_step"])
     run.forget_after(checkpoint)
     return path

@@ -130,7 +130,7 @@ def is_prepared(pixels: Pixels) -> bool:
 
 
 def _grey(pixels: Pixels) -> Pixels:
-    """Return luminance (ITU-R 601-2, as Pillow's); raises UserError for a blank picture."""
+    """Return the luminance of a picture; raises UserError for a blank one."""
     grey = _luminance(pixels)
     if not grey.size or np.ptp(grey) < MIN_CONTRAST:
         raise UserError(BLANK)
@@ -138,7 +138,7 @@ def _grey(pixels: Pixels) -> Pixels:
 
 
 def _luminance(pixels: Pixels) -> Pixels:
-    """Return the same; transparent pixels become black or white, unlike the rest."""
+    """Return luminance (ITU-R 601-2, as Pillow's); transparent pixels become black or white, unlike the rest."""
     if pixels.ndim == 2:
         return pixels
     grey: Pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels[..., :3])).convert("L"))

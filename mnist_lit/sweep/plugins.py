@@ -6,6 +6,6 @@ SUBMITIT_LOCAL = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalL
 
 GRIDS = (
     "hydra_plugins.mnist_lit_sweeper.GridSweeper",
-    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",  # hydra/sweeper=basic; does not skip jobs, which do so
+    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",  # launches jobs that are done, too: they end at once
 )
 OPTUNA = "hydra_optuna_sweeper"
